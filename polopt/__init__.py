@@ -1,0 +1,26 @@
+"""polopt learns policies: one library, one state, and for every method a claim that can be run.
+
+`fit(method, env, ...)` trains, `load(directory)` opens a run, `compose(method, env)` builds a method to look at or change.
+The names are imported on first use, so that `import polopt.objectives` needs NumPy and array-api-compat only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from polopt.run.run import Run, RunError, fit, load
+
+_HOMES = {"fit": "polopt.run.run", "load": "polopt.run.run", "Run": "polopt.run.run", "RunError": "polopt.run.run", "make_env": "polopt.envs.make"}
+
+__all__ = ["Run", "RunError", "__version__", "fit", "load", "make_env"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"polopt has no attribute {name!r}; it has {', '.join(__all__)}.")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), "make" if name == "make_env" else name)

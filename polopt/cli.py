@@ -1,0 +1,451 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Annotated, Any, Literal
+
+USAGE = """\
+usage: polopt COMMAND ...
+
+Learn policies, and see how good they are.
+
+  train METHOD --env ENV      train a method on an environment
+  resume DIR                  go on with a run that was stopped
+  evaluate DIR                evaluate a run's policies on fresh episodes, or film one
+  compare DIR... | METHOD...  compare runs, or methods on one environment
+  report DIR... --html FILE   write an HTML report of one or several runs
+  export DIR --to FILE        write a policy as ONNX, StableHLO or safetensors
+  list                        the methods
+  show METHOD                 a method's paper, equations, parts and defaults
+
+`polopt COMMAND --help` tells the options of a command.
+"""
+
+EXIT_MISTAKE = 2  # the user's
+EXIT_FAILED = 1  # the run's
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if argv[0] == "--version":
+        from polopt import __version__
+
+        print(f"polopt {__version__}")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"Did you mean `polopt {near[0]}`?" if near else f"Commands: {', '.join(COMMANDS)}."
+        print(f"polopt: there is no command {command!r}. {hint}", file=sys.stderr)
+        return EXIT_MISTAKE
+    try:
+        return COMMANDS[command](rest) or 0
+    except KeyboardInterrupt:
+        print("polopt: stopped at once; the last checkpoint is whole.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One sentence for what a user can put right; anything else is a defect of ours and keeps its traceback."""
+    kinds = {type(error).__name__, *(k.__name__ for k in type(error).__mro__)}
+    message = " ".join(str(error).split())
+    if "SimulatorError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
+        print(f"polopt: {message}", file=sys.stderr)
+        return EXIT_FAILED
+    if isinstance(error, (ValueError, TypeError, ModuleNotFoundError, FileNotFoundError)) and _is_ours(error):
+        print(f"polopt: {message}", file=sys.stderr)
+        return EXIT_MISTAKE
+    raise error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether polopt itself raised the error, so that its message is written for a user."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("polopt")
+
+
+# -- train, resume -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class TrainOptions:
+    """Train a method on an environment."""
+
+    env: str
+    """CartPole-v1 (gymnax first), gym:HalfCheetah-v5, envpool:ID, package.module:Name or file.py:Name"""
+    steps: int = 500_000
+    """environment steps a seed, all copies counted"""
+    seeds: int = 1
+    """how many seeds; seed 0, 1, ..."""
+    out: str | None = None
+    """the run's folder; by default runs/METHOD-ENV-NUMBER"""
+    evaluations: int = 20
+    """evaluations during the run; a checkpoint follows each"""
+    episodes: int = 10
+    """episodes of each evaluation, a seed"""
+    final_episodes: int = 20
+    """episodes of the evaluation at the end, a seed"""
+    log: str | None = None
+    """tensorboard, wandb, mlflow, trackio, or several with commas"""
+    quiet: bool = False
+    """print the result only"""
+
+
+def train(argv: list[str]) -> int:
+    method, rest = _positional(argv, "train", "METHOD", "polopt train ppo --env CartPole-v1")
+    options, changes = _train_options(method, rest)
+    from polopt.run.run import fit
+
+    command = _command("train", argv)
+    run = fit(method, **dataclasses.asdict(options), command=command, **changes)
+    return _finish(run, options.quiet)
+
+
+def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
+    """The options of a run and the changed hyperparameters. Both appear in --help, with the method's defaults for the environment."""
+    import tyro
+
+    from polopt.core import parts
+    from polopt.methods import registry
+
+    registry.find(method)
+    env = _value_of(argv, "--env")
+    defaults = _defaults(method, env)
+    known = parts.fields(defaults)
+    hints = parts.field_types(defaults)
+    help_texts = parts.field_help(defaults)
+    short: dict[str, list[str]] = {}
+    for name in known:
+        short.setdefault(name.rpartition(".")[2], []).append(name)
+    own = {f.name for f in dataclasses.fields(TrainOptions)}
+    specification = []
+    for name, default in known.items():
+        last = name.rpartition(".")[2]
+        aliases = [f"--{last.replace('_', '-')}"] if last != name and len(short[last]) == 1 and last not in own else []
+        argument = tyro.conf.arg(name=name.replace("_", "-"), aliases=aliases, help=help_texts.get(name) or "")
+        specification.append((name.replace(".", "__"), Annotated[hints[name], argument], dataclasses.field(default=default)))
+    hyperparameters = dataclasses.make_dataclass("Hyperparameters", specification)
+    hyperparameters.__doc__ = f"Hyperparameters of {method}" + (f" with its defaults for {env}." if env else ".")
+
+    @dataclasses.dataclass
+    class Everything:
+        run: tyro.conf.OmitArgPrefixes[TrainOptions]
+        method: tyro.conf.OmitArgPrefixes[hyperparameters]
+
+    given = tyro.cli(Everything, args=argv, prog=f"polopt train {method}", description=TrainOptions.__doc__)
+    chosen = {name: getattr(given.method, name.replace(".", "__")) for name in known}
+    return given.run, {name.replace(".", "__"): value for name, value in chosen.items() if value != known[name]}
+
+
+def _defaults(method: str, env: str | None):
+    from polopt.methods import registry
+
+    compose = registry.load(method)
+    if env is None:
+        return compose(None)
+    from polopt.envs.make import make
+    from polopt.envs.task import ControlTask
+
+    return compose(ControlTask(make(env), 1))
+
+
+def resume(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Go on with a run that was stopped, from its newest sound checkpoint, to the same end bit for bit."""
+
+        quiet: bool = False
+        """print the result only"""
+
+    directory, rest = _positional(argv, "resume", "DIR", "polopt resume runs/ppo-CartPole-v1-1")
+    options = _cli(Options, rest, "resume DIR")
+    from polopt.run.run import load
+
+    run = load(directory)
+    if run.status["state"] == "finished":
+        print(f"{directory} is finished already; nothing to resume.")
+    return _finish(run.resume(quiet=options.quiet), options.quiet)
+
+
+def _finish(run, quiet: bool) -> int:
+    status = run.status
+    if status["state"] == "interrupted":
+        saved = _last_checkpoint_step(run)
+        print(f"Stopped at step {status['step']:,}; saved at step {saved:,}. Go on with: polopt resume {run.directory}")
+        return 130
+    _print_final(run)
+    return 0
+
+
+def _last_checkpoint_step(run) -> int:
+    import pathlib
+
+    steps = [int(p.name) for p in pathlib.Path(run.directory, "checkpoints").iterdir() if p.name.isdigit()]
+    per_iteration = run.steps_per_iteration
+    return max(steps, default=0) * per_iteration
+
+
+def _print_final(run) -> None:
+    import json
+
+    final = json.loads((run.directory / "evaluation.json").read_text())
+    config = run.config
+    for which in ("last", "best"):
+        s = final[which]
+        print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
+    for seed, why in run.status["stopped"].items():
+        print(f"seed {seed} stopped: {why}")
+    print(f"({config['evaluation']['final_episodes']} episodes a seed; interquartile mean over {len(config['seeds'])} seeds with its 95 % bootstrap interval)")
+    print(f"run:    {run.directory}\nreport: {run.directory / 'report.html'}\ncurve:  {run.directory / 'curve.png'}")
+
+
+def _interval(s) -> str:
+    import math
+
+    low, high = s["interval"]
+    if math.isnan(low):
+        return f"{s['iqm']:.1f} (one seed: no interval)"
+    return f"{s['iqm']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+# -- looking at runs ---------------------------------------------------------------------------------------------------
+
+
+def evaluate(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Evaluate a run's policies on fresh episodes, or film one."""
+
+        episodes: int = 100
+        """episodes a seed"""
+        env: str | None = None
+        """another environment with the same spaces"""
+        policy: Literal["best", "last"] = "best"
+        """which policy of each seed"""
+        stochastic: bool = False
+        """draw actions instead of taking the most likely"""
+        key: int = 0
+        """which episodes: another number, other episodes"""
+        video: str | None = None
+        """film one episode of the best seed to this .gif or .mp4"""
+
+    directory, rest = _positional(argv, "evaluate", "DIR", "polopt evaluate runs/ppo-CartPole-v1-1 --episodes 100")
+    options = _cli(Options, rest, "evaluate DIR")
+    from polopt.run.run import load
+
+    run = load(directory)
+    result = run.evaluate(options.episodes, options.env, options.policy, options.stochastic, options.key)
+    print(f"{result['env']}, {options.policy} policy, {options.episodes} episodes a seed: return {_interval(result)}")
+    for seed, mean in zip(run.seeds, result["per_seed"]):
+        print(f"  seed {seed}: {mean:.2f}")
+    if options.video:
+        from polopt.run.video import film
+
+        print(f"video: {film(run, options.video, env=options.env, which=options.policy, key=options.key)}")
+    return 0
+
+
+def compare(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Compare runs (folders), or train and compare methods on one environment."""
+
+        env: str | None = None
+        """the environment, when methods are given"""
+        steps: int = 500_000
+        """environment steps a seed, when methods are given"""
+        seeds: int = 5
+        """how many seeds, when methods are given"""
+        out: str | None = None
+        """the folder for the runs and the report, when methods are given; by default runs/compare-ENV"""
+        policy: Literal["best", "last"] = "best"
+        """which policy of each seed is compared"""
+        html: str | None = None
+        """write a report here; by default report.html in --out when methods are given"""
+        quiet: bool = False
+        """print the result only"""
+
+    import pathlib
+
+    words, rest = _positionals(argv, "compare", "DIR... or METHOD...", "polopt compare ppo a2c --env CartPole-v1 --seeds 5")
+    options = _cli(Options, rest, "compare DIR... | METHOD...")
+    from polopt.methods import registry
+    from polopt.run.compare import comparison, train_all, write_report
+    from polopt.run.run import load
+
+    if all((pathlib.Path(word) / "run.json").exists() for word in words):
+        runs = [load(word) for word in words]
+    else:
+        if options.env is None:
+            missing = next(word for word in words if not (pathlib.Path(word) / "run.json").exists())
+            raise ValueError(f"{missing} is not a run's folder. To compare methods say on what, for example: polopt compare {' '.join(words)} --env CartPole-v1")
+        for word in words:
+            registry.load(word)
+        out = pathlib.Path(options.out or f"runs/compare-{options.env.replace('/', '-').replace(':', '-')}")
+        runs = train_all(words, options.env, out, steps=options.steps, seeds=options.seeds, quiet=options.quiet, command=_command("compare", argv))
+        options.html = options.html or str(out / "report.html")
+    rows = comparison(runs, options.policy)
+    width = max(len(row["run"].config["method"]) for row in rows)
+    print(f"{rows[0]['run'].config['env']}, {options.policy} policy: interquartile mean of the return with its 95 % bootstrap interval")
+    for row in rows:
+        line = f"  {row['run'].config['method']:<{width}}  {_interval(row)}"
+        if "improvement" in row:
+            value, low, high = row["improvement"]
+            line += f"   beats {rows[0]['run'].config['method']} with probability {value:.2f}" + ("" if low != low else f" [{low:.2f}, {high:.2f}]")
+        print(line)
+    if options.html:
+        print(f"report: {write_report(runs, options.html)}")
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Write an HTML report of one or several runs, with the learning curves beside it."""
+
+        html: str
+        """the file to write"""
+
+    directories, rest = _positionals(argv, "report", "DIR", "polopt report runs/a runs/b --html report.html")
+    options = _cli(Options, rest, "report DIR...")
+    from polopt.run.compare import write_report
+    from polopt.run.run import load
+
+    print(f"report: {write_report([load(d) for d in directories], options.html)}")
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Write one seed's whole policy (normaliser, bounds, scaling) to a file, after a numeric check against the original."""
+
+        to: str
+        """the file to write"""
+        format: Literal["onnx", "stablehlo", "safetensors"] = "onnx"
+        """what to write"""
+        seed: int | None = None
+        """which seed; by default the one whose best policy scored highest"""
+        policy: Literal["best", "last"] = "best"
+        """which policy of the seed"""
+
+    directory, rest = _positional(argv, "export", "DIR", "polopt export runs/ppo-CartPole-v1-1 --to policy.onnx")
+    options = _cli(Options, rest, "export DIR")
+    from polopt.run.run import load
+
+    result = load(directory).export(options.to, options.format, options.seed, options.policy)
+    print(f"{result.path} ({result.format}): largest difference from the original {result.largest_difference:.1e}")
+    print(f"inputs: {result.inputs}\noutputs: {result.outputs}")
+    return 0
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def list_methods(argv: list[str]) -> int:
+    from polopt.methods import registry
+
+    family = None
+    if argv:
+        if argv[0] in ("-h", "--help"):
+            print("usage: polopt list [--family F]\n\nThe methods by family. Families: " + ", ".join(registry.families()) + ".")
+            return 0
+        family = _value_of(argv, "--family")
+        if family is None or len(argv) != (1 if "=" in argv[0] else 2):
+            raise ValueError(f"`polopt list` takes --family F only, but was given {' '.join(argv)}.")
+    found = registry.entries(family)
+    width = max(len(entry.key) for entry in found)
+    last = None
+    for entry in found:
+        if entry.family != last:
+            print(("\n" if last else "") + entry.family)
+            last = entry.family
+        print(f"  {entry.key:<{width}}  {entry.title} ({entry.year})")
+    return 0
+
+
+def show(argv: list[str]) -> int:
+    from polopt.core import parts
+    from polopt.methods import registry
+
+    method, rest = _positional(argv, "show", "METHOD", "polopt show ppo")
+    if rest:
+        raise ValueError(f"`polopt show` takes one method, but was given {' '.join(argv)}.")
+    entry = registry.find(method)
+    print(entry.docstring)
+    for name, compose in registry.compositions(entry.key).items():
+        composed = compose(None)
+        print(f"\n{name}: {(compose.__doc__ or '').strip()}")
+        for line in parts.describe(composed):
+            print(f"  {line}")
+    print(f"\n{entry.bibtex()}")
+    return 0
+
+
+COMMANDS = {
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "compare": compare,
+    "report": report,
+    "export": export,
+    "list": list_methods,
+    "show": show,
+}
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def _cli(options, argv: list[str], usage: str):
+    import tyro
+
+    return tyro.cli(options, args=argv, prog=f"polopt {usage}")
+
+
+def _positional(argv: list[str], command: str, what: str, example: str) -> tuple[str, list[str]]:
+    found, rest = _positionals(argv, command, what, example)
+    return found[0], [*found[1:], *rest]
+
+
+def _positionals(argv: list[str], command: str, what: str, example: str) -> tuple[list[str], list[str]]:
+    """The leading words before the first option. `--help` alone shows the usage with a placeholder."""
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    if count == 0:
+        if argv and argv[0] in ("-h", "--help"):
+            return [_PLACEHOLDER.get(what, "DIR")], argv
+        raise ValueError(f"`polopt {command}` needs a {what} first, for example: {example}")
+    return argv[:count], argv[count:]
+
+
+_PLACEHOLDER = {"METHOD": "ppo"}
+
+
+def _value_of(argv: list[str], option: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
+
+
+def _command(name: str, argv: list[str]) -> str:
+    import shlex
+
+    return shlex.join(["polopt", name, *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

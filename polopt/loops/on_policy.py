@@ -1,0 +1,405 @@
+"""The on-policy loop: collect, judge, improve.
+
+One iteration acts `num_steps` steps in `num_envs` copies of the environment, estimates advantages, and makes `epochs`
+passes of `minibatches` steps each over that data. What a paper changes is a part: the surrogate, the advantage, the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from polopt.core import spaces
+from polopt.core.networks import Network
+from polopt.core.normalise import RunningStatistics
+from polopt.core.parts import hyper, part
+from polopt.critics.value import ValueNetwork
+from polopt.envs.task import ControlTask
+from polopt.objectives import divergences, reduction, values
+from polopt.policies.actor import Actor, ActorPolicy, Normaliser
+
+
+class Update(NamedTuple):
+    """What a surrogate sees of a minibatch of n samples; distributions are batched, `old_` is the policy that collected."""
+
+    log_prob: jax.Array
+    old_log_prob: jax.Array
+    advantage: jax.Array
+    distribution: Any
+    old_distribution: Any
+
+
+class Surrogate(Protocol):
+    """The policy's loss. `init` gives the state of what adapts, () where nothing does; `adapt` sees the mean KL(old || new)."""
+
+    def init(self) -> Any: ...
+
+    def loss(self, state, update: Update) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of each sample (n,), and diagnostics."""
+        ...
+
+    def adapt(self, state, kl: jax.Array) -> Any: ...
+
+
+class Advantage(Protocol):
+    """From time-major (steps, envs) arrays to (advantages, value targets)."""
+
+    discount: float
+
+    def __call__(self, rewards, values, next_values, terminated, ended) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Step(Protocol):
+    """How parameters move along a gradient of the loss."""
+
+    def init(self, params) -> Any: ...
+
+    def update(self, gradient, state, params, progress) -> tuple[Any, Any]: ...
+
+
+class Rollout(NamedTuple):
+    """Time-major (steps, envs) data; `start` marks the first step of an episode."""
+
+    observation: Any
+    final_observation: Any
+    raw_action: Any
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    start: jax.Array
+
+
+class Batch(NamedTuple):
+    """What the learner learns from: samples (n, ...), or with a recurrent network sequences (envs, steps, ...).
+
+    `memory` (envs, ...) is what the cores remembered at the start of each sequence.
+    """
+
+    memory: Any
+    inputs: Any
+    start: jax.Array
+    raw_action: Any
+    log_prob: jax.Array
+    distribution: Any
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+class Learner(eqx.Module):
+    """What the step moves."""
+
+    actor: Actor
+    critic: ValueNetwork | None
+
+
+class Acting(NamedTuple):
+    """Where acting stands: environments, what each policy core remembers, and the episodes in progress."""
+
+    env: Any
+    observation: Any
+    start: jax.Array
+    memory: Any
+    episode_return: jax.Array
+    episode_length: jax.Array
+    discounted_return: jax.Array
+
+
+class State(eqx.Module):
+    learner: Learner
+    optimiser: Any
+    surrogate: Any
+    normaliser: Normaliser
+    reward_statistics: RunningStatistics
+    acting: Acting
+    iteration: jax.Array
+    key: jax.Array
+
+
+@part
+class OnPolicy:
+    """A method of the on-policy family: its parts and its hyperparameters."""
+
+    surrogate: Surrogate
+    advantage: Advantage
+    step_rule: Step
+    network: Network = Network()
+    critic_network: Network = Network()
+    num_envs: int = hyper(8, at_least=1)  # copies of the environment that act at once
+    num_steps: int = hyper(128, at_least=1)  # steps each copy acts in an iteration
+    epochs: int = hyper(4, at_least=1)  # passes over an iteration's data
+    minibatches: int = hyper(4, at_least=1)  # steps of the optimiser in a pass
+    critic: bool = True  # learn a value function as baseline
+    value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
+    value_clip: float | None = hyper(None, above=0)  # keep the new value this close to the old one; none to leave it free
+    entropy_coefficient: float = hyper(0.0, at_least=0)  # weight of the entropy bonus
+    standardise: str = hyper("minibatch", choices=("minibatch", "batch", "none"))  # over what advantages get mean 0 and deviation 1
+    target_kl: float | None = hyper(None, above=0)  # stop an iteration's updates once the KL estimate exceeds this
+    normalise_observations: bool = False  # running mean and variance of observations
+    normalise_rewards: bool = False  # divide rewards by the running deviation of the discounted return
+    bounds: str = hyper("clip", choices=("clip", "squash"))  # how actions are kept inside a box
+    log_std: float = 0.0  # initial log standard deviation of continuous actions
+
+    # -- the protocol of methods ---------------------------------------------------------------------------------------
+
+    def refuse(self, task) -> str | None:
+        """Why this method cannot take the task; None when it can."""
+        if not isinstance(task, ControlTask):
+            return f"needs an environment, but was given {type(task).__name__}. Give one with --env"
+        if task.env.objectives:
+            return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
+        if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:
+            return f"cannot squash actions into the unbounded space of {task.env.name}. Set bounds to clip"
+        if self.recurrent and self.num_envs % self.minibatches:
+            return f"with a recurrent network splits the environments into minibatches, but {self.num_envs} environments do not divide into {self.minibatches}"
+        if not self.recurrent and (self.num_envs * self.num_steps) % self.minibatches:
+            return f"collects {self.num_envs} x {self.num_steps} samples, which do not divide into {self.minibatches} minibatches"
+        return None
+
+    @property
+    def recurrent(self) -> bool:
+        return self.network.core != "none" or (self.critic and self.critic_network.core != "none")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    def init(self, task: ControlTask, key) -> State:
+        k_actor, k_critic, k_env, key = jax.random.split(key, 4)
+        env = task.env
+        actor = Actor(self.network, env.observation_space, env.action_space, self.bounds, self.log_std, k_actor)
+        critic = ValueNetwork(self.critic_network, env.observation_space, k_critic) if self.critic else None
+        learner = Learner(actor, critic)
+        statistics = RunningStatistics.start(spaces.size(env.observation_space)) if self.normalise_observations else None
+        return State(
+            learner=learner,
+            optimiser=self.step_rule.init(learner),
+            surrogate=self.surrogate.init(),
+            normaliser=Normaliser(env.observation_space, statistics),
+            reward_statistics=RunningStatistics.start(1),
+            acting=self._start_acting(env, learner, k_env),
+            iteration=jnp.zeros((), jnp.int32),
+            key=key,
+        )
+
+    def step(self, task: ControlTask, state: State) -> tuple[State, dict[str, jax.Array]]:
+        key, k_collect, k_improve = jax.random.split(state.key, 3)
+        before = state.acting
+        acting, rollout, episodes = self.collect(task.env, state, k_collect)
+        batch, reward_statistics, discounted_return, explained = self.judge(state, before, rollout)
+        progress = state.iteration * self.steps_per_iteration / task.steps
+        learner, optimiser, metrics = self.improve(state, batch, jnp.clip(progress, 0.0, 1.0), k_improve)
+        state = State(
+            learner=learner,
+            optimiser=optimiser,
+            surrogate=self._adapt_surrogate(state.surrogate, learner, batch),
+            normaliser=state.normaliser.update(jax.tree.map(_flat, rollout.observation)),
+            reward_statistics=reward_statistics,
+            acting=acting._replace(discounted_return=discounted_return),
+            iteration=state.iteration + 1,
+            key=key,
+        )
+        return state, {**episodes, **metrics, "explained_variance": explained}
+
+    def policy(self, state: State) -> ActorPolicy:
+        return ActorPolicy(state.learner.actor, state.normaliser)
+
+    def refresh(self, task: ControlTask, state: State) -> State:
+        """The state with new episodes begun from its own key: what follows a checkpoint where environments live on the host."""
+        key, k_env = jax.random.split(state.key)
+        return eqx.tree_at(lambda s: (s.acting, s.key), state, (self._start_acting(task.env, state.learner, k_env), key))
+
+    # -- one iteration -------------------------------------------------------------------------------------------------
+
+    def _start_acting(self, env, learner: Learner, key) -> Acting:
+        env_state, observation = env.reset(key, self.num_envs)
+        zeros = jnp.zeros((self.num_envs,))
+        memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_envs, *x.shape)), _initial_memory(learner))
+        return Acting(env_state, observation, jnp.ones((self.num_envs,), bool), memory, zeros, zeros, zeros)
+
+    def collect(self, env, state: State, key) -> tuple[Acting, Rollout, dict[str, jax.Array]]:
+        """Act for `num_steps` steps: where acting stands after it, the data, and sums over the episodes that ended."""
+        learner, normalise = state.learner, jax.vmap(state.normaliser)
+        initial = _initial_memory(learner)
+
+        def act(acting: Acting, key):
+            k_action, k_env = jax.random.split(key)
+            memory = _restart(acting.start, initial, acting.memory)
+            inputs = normalise(acting.observation)
+            actor_memory, distribution = jax.vmap(learner.actor)(memory[0], *inputs)
+            critic_memory = memory[1] if learner.critic is None or not self.recurrent else jax.vmap(learner.critic)(memory[1], *inputs)[0]
+            raw = distribution.sample(k_action)
+            env_state, after = env.step(acting.env, jax.vmap(lambda d, r: d.action(r))(distribution, raw), k_env)
+            ended = after.terminated | after.truncated
+            episode_return, length = acting.episode_return + after.reward, acting.episode_length + 1
+            finished = {
+                "episode/return": jnp.sum(jnp.where(ended, episode_return, 0.0)),
+                "episode/length": jnp.sum(jnp.where(ended, length, 0.0)),
+                "episode/count": jnp.sum(ended).astype(jnp.float32),
+            }
+            rollout = Rollout(acting.observation, after.final_observation, raw, after.reward, after.terminated, after.truncated, acting.start)
+            zero = jnp.zeros_like(length)
+            nxt = Acting(
+                env_state,
+                after.observation,
+                ended,
+                (actor_memory, critic_memory),
+                jnp.where(ended, zero, episode_return),
+                jnp.where(ended, zero, length),
+                acting.discounted_return,
+            )
+            return nxt, (rollout, finished)
+
+        acting, (rollout, finished) = jax.lax.scan(act, state.acting, jax.random.split(key, self.num_steps))
+        return acting, rollout, jax.tree.map(jnp.sum, finished)
+
+    def judge(self, state: State, before: Acting, rollout: Rollout):
+        """Values, advantages and targets of a rollout, as the batch that `improve` learns from."""
+        learner = state.learner
+        normalise = jax.vmap(jax.vmap(state.normaliser))
+        inputs, final_inputs = normalise(rollout.observation), normalise(rollout.final_observation)
+        memory = before.memory
+        _, distribution = _unroll(learner.actor, memory[0], inputs, rollout.start)
+        ended = rollout.terminated | rollout.truncated
+        if learner.critic is None:
+            old_values = next_values = jnp.zeros_like(rollout.reward)
+        else:
+            memories, old_values = _unroll(learner.critic, memory[1], inputs, rollout.start)
+            _, next_values = jax.vmap(jax.vmap(learner.critic))(memories, *final_inputs)
+        rewards, statistics, discounted_return = self._scale_rewards(state.reward_statistics, before.discounted_return, rollout.reward, ended)
+        advantages, targets = self.advantage(rewards, old_values, next_values, rollout.terminated, ended)
+        log_prob = jax.vmap(jax.vmap(lambda d, r: d.log_prob(r)))(distribution, rollout.raw_action)
+        if self.standardise == "batch":
+            advantages = reduction.standardise(advantages)
+        explained = 1 - jnp.var(targets - old_values) / (jnp.var(targets) + 1e-8)
+        data = (inputs, rollout.start, rollout.raw_action, log_prob, distribution, old_values, advantages, targets)
+        data = jax.tree.map(_swap if self.recurrent else _flat, data)
+        return Batch(memory if self.recurrent else (), *data), statistics, discounted_return, explained
+
+    def _scale_rewards(self, statistics, discounted_return, rewards, ended):
+        if not self.normalise_rewards:
+            return rewards, statistics, discounted_return
+
+        def accumulate(running, step):
+            reward, end = step
+            running = running * self.advantage.discount + reward
+            return jnp.where(end, 0.0, running), running
+
+        discounted_return, returns = jax.lax.scan(accumulate, discounted_return, (rewards, ended))
+        statistics = statistics.update(returns.reshape(-1, 1))
+        return jnp.clip(rewards / jnp.sqrt(statistics.variance[0] + 1e-8), -10.0, 10.0), statistics, discounted_return
+
+    def improve(self, state: State, batch: Batch, progress, key):
+        """`epochs` passes of minibatch steps: (learner, optimiser state, mean diagnostics)."""
+        samples = batch.start.shape[0]
+        orders = _permutations(key, self.epochs, samples).reshape(self.epochs * self.minibatches, samples // self.minibatches)
+
+        def descend(carry, chosen):
+            learner, optimiser, stopped = carry
+            minibatch = jax.tree.map(lambda x: x[chosen], batch)
+            gradient, metrics = jax.grad(self.loss, has_aux=True)(learner, state.surrogate, minibatch)
+            moved = self.step_rule.update(gradient, optimiser, learner, progress)
+            if self.target_kl is not None:
+                stopped = stopped | (metrics["kl"] > self.target_kl)
+                moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
+            return (*moved, stopped), metrics
+
+        (learner, optimiser, _), metrics = jax.lax.scan(descend, (state.learner, state.optimiser, jnp.array(False)), orders)
+        return learner, optimiser, jax.tree.map(jnp.mean, metrics)
+
+    def loss(self, learner: Learner, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a minibatch: surrogate + value_coefficient * value loss - entropy_coefficient * entropy."""
+        distribution = self._forward(learner.actor, 0, batch)
+        raw, old_log_prob, old_distribution, old_values, advantages, targets = self._samples(batch[3:])
+        if self.standardise == "minibatch":
+            advantages = reduction.standardise(advantages)
+        log_prob = jax.vmap(lambda d, r: d.log_prob(r))(distribution, raw)
+        update = Update(log_prob, old_log_prob, advantages, distribution, old_distribution)
+        policy_loss, metrics = self.surrogate.loss(surrogate_state, update)
+        policy_loss = jnp.mean(policy_loss)
+        entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(distribution))
+        total = policy_loss - self.entropy_coefficient * entropy
+        metrics = {
+            "loss/policy": policy_loss,
+            "entropy": entropy,
+            "kl": jnp.mean(divergences.k3(old_log_prob, log_prob)),
+            "ratio_deviation": jnp.mean(jnp.abs(jnp.exp(log_prob - old_log_prob) - 1)),
+            **metrics,
+        }
+        if learner.critic is not None:
+            new_values = self._forward(learner.critic, 1, batch)
+            if self.value_clip is None:
+                value_loss = jnp.mean(values.squared(new_values, targets))
+            else:
+                value_loss = jnp.mean(values.clipped_squared(new_values, old_values, targets, self.value_clip))
+            total = total + self.value_coefficient * value_loss
+            metrics["loss/value"] = value_loss
+        return total, metrics
+
+    def _adapt_surrogate(self, surrogate_state, learner: Learner, batch: Batch):
+        """What adapts in the surrogate, told the exact mean KL(old || new) over the whole batch after the last step."""
+        if not jax.tree.leaves(surrogate_state):
+            return surrogate_state
+        old, new = self._samples(batch.distribution), self._forward(learner.actor, 0, batch)
+        return self.surrogate.adapt(surrogate_state, jnp.mean(jax.vmap(lambda o, n: o.kl(n))(old, new)))
+
+    def _forward(self, model, which: int, batch: Batch):
+        """A network's outputs on a batch as samples (n, ...); `which` of the remembered carries is its own."""
+        if not self.recurrent:
+            return jax.vmap(lambda vector, pictures: model((), vector, pictures)[1])(*batch.inputs)
+        inputs, start = jax.tree.map(_swap, (batch.inputs, batch.start))
+        return jax.tree.map(_flat, _unroll(model, batch.memory[which], inputs, start)[1])
+
+    def _samples(self, data):
+        """Data of a batch as samples (n, ...), in the order of `_forward`."""
+        return jax.tree.map(lambda x: _flat(_swap(x)), data) if self.recurrent else data
+
+
+def _initial_memory(learner: Learner):
+    return learner.actor.torso.initial(), () if learner.critic is None else learner.critic.torso.initial()
+
+
+def _restart(start, initial, memory):
+    """Memory with the initial one where an episode starts; leading axis of environments."""
+
+    def pick(first, now):
+        return jnp.where(start.reshape(start.shape + (1,) * (now.ndim - 1)), first, now)
+
+    return jax.tree.map(pick, initial, memory)
+
+
+def _unroll(model, memory, inputs, start):
+    """Run a network along time-major (steps, envs) inputs: (what it remembered after each step, outputs)."""
+    if model.torso.core is None:
+        return (), jax.vmap(jax.vmap(lambda v, p: model((), v, p)[1]))(*inputs)
+    initial = model.torso.initial()
+
+    def step(memory, slice):
+        (vector, pictures), begin = slice
+        memory, output = jax.vmap(model)(_restart(begin, initial, memory), vector, pictures)
+        return memory, (memory, output)
+
+    return jax.lax.scan(step, memory, (inputs, start))[1]
+
+
+def _permutations(key, count: int, n: int):
+    """`count` random orders of 0 ... n-1, as (count, n)."""
+    if n > 4096:
+        return jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(key, count))
+    # One sort of words whose low bits are the index and whose high bits are random takes a quarter of the time that
+    # jax.random.permutation takes on a CPU. At least 20 random bits: ties, which keep their order, are too rare to matter.
+    low = jnp.uint32((1 << (n - 1).bit_length()) - 1)
+    words = (jax.random.bits(key, (count, n)) & ~low) | jnp.arange(n, dtype=jnp.uint32)
+    return (jax.lax.sort(words, dimension=1, is_stable=False) & low).astype(jnp.int32)
+
+
+def _swap(x):
+    """Time-major to environment-major and back."""
+    return jnp.swapaxes(x, 0, 1)
+
+
+def _flat(x):
+    return x.reshape(-1, *x.shape[2:])

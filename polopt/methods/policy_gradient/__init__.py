@@ -1,0 +1,1 @@
+"""Policy gradients: one on-policy loop, many surrogates, advantages and steps."""

@@ -1,0 +1,355 @@
+"""`fit`, `load` and `Run`: a run is a folder, and everything printed can be found in it again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pickle
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polopt.core import parts
+from polopt.envs.host import clear_errors
+from polopt.envs.make import make
+from polopt.envs.task import ControlTask
+from polopt.methods import registry
+from polopt.run import records
+from polopt.run.agent import Agent
+from polopt.run.evaluate import episode_returns
+from polopt.run.loggers import make_logger
+from polopt.run.progress import Progress
+from polopt.run.statistics import bootstrap_interval, interquartile_mean
+from polopt.run.training import Plan, Seeds, Training, TrainingFailed
+
+FORMAT = 1
+LIBRARIES = ("polopt", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "numpy", "mujoco", "envpool")
+
+
+class RunError(ValueError):
+    """A user's mistake about a run: the message says what was given, what is expected and what to try."""
+
+
+def fit(
+    method,
+    env,
+    *,
+    steps: int = 500_000,
+    seeds: int | list[int] = 1,
+    out: str | os.PathLike | None = None,
+    evaluations: int = 20,
+    episodes: int = 10,
+    final_episodes: int = 20,
+    log: str | None = None,
+    quiet: bool = False,
+    command: str | None = None,
+    **changes,
+) -> "Run":
+    """Train a method on an environment and return the finished (or stopped) run.
+
+    method:      a key such as "ppo" or "ppo:kl_penalty", or a composed method such as `OnPolicy(...)`.
+    env:         a name such as "CartPole-v1" or "gym:HalfCheetah-v5", or an environment.
+    steps:       environment steps a seed, all copies counted; rounded up to whole iterations.
+    seeds:       how many seeds (0, 1, ...), or which.
+    out:         the run's folder; must be empty or new. By default `runs/METHOD-ENV`, numbered.
+    evaluations: how often to evaluate and save during the run; `episodes` each, `final_episodes` at the end.
+    log:         "tensorboard", "wandb", "mlflow", "trackio", or several with commas.
+    changes:     hyperparameters of the method, by name; a dotted name is written with a double underscore.
+
+    Raises RunError, ValueError or TypeError for a user's mistake before anything is trained.
+    """
+    environment = make(env) if isinstance(env, str) else env
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise RunError(f"seeds is {seeds!r}, but it must be a number of at least 1 or a list of different numbers.")
+    if steps < 1:
+        raise RunError(f"steps is {steps}, but it must be at least 1.")
+    if evaluations < 1 or episodes < 1 or final_episodes < 1:
+        raise RunError(f"evaluations, episodes and final_episodes are {evaluations}, {episodes} and {final_episodes}, but each must be at least 1.")
+    task = ControlTask(environment, steps)
+    composed = compose(method, task, {name.replace("__", "."): value for name, value in changes.items()})
+    name = method if isinstance(method, str) else type(method).__name__
+    directory = _fresh_directory(out, name, environment.name)
+    config = {
+        "format": FORMAT,
+        "method": name,
+        "family": registry.find(method).family if isinstance(method, str) else None,
+        "fields": parts.fields(composed),
+        "env": environment.name,
+        "named_env": isinstance(env, str),
+        "steps": steps,
+        "seeds": numbers,
+        "evaluation": {"evaluations": evaluations, "episodes": episodes, "final_episodes": final_episodes},
+        "log": log,
+        "versions": versions(),
+        "machine": machine(),
+        "command": command or _python_call(name, environment.name, steps, numbers),
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    with _disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not isinstance(method, str):
+            (directory / "method.pkl").write_bytes(pickle.dumps(composed))
+        records.write_json_atomic(directory / "run.json", config)
+    return _train(Run(directory, environment if not isinstance(env, str) else None), composed, task, quiet=quiet, resume=False)
+
+
+def compose(method, task, changes: dict[str, Any]):
+    """The method for a task, with changed hyperparameters, checked and matched against the task."""
+    composed = registry.load(method)(task) if isinstance(method, str) else method
+    composed = parts.replace(composed, changes)
+    name = method if isinstance(method, str) else type(method).__name__
+    reason = composed.refuse(task)
+    if reason:
+        raise RunError(f"The method {name} {reason}.")
+    return composed
+
+
+def load(directory: str | os.PathLike, env=None) -> "Run":
+    """The run in a folder. `env` is needed when the run was started with an environment object rather than a name."""
+    path = Path(directory)
+    if not (path / "run.json").exists():
+        raise RunError(f"{path} holds no run: there is no run.json in it. Give the folder that `polopt train` named.")
+    run = Run(path, env)
+    if run.config.get("format") != FORMAT:
+        raise RunError(f"{path} was written in format {run.config.get('format')}, but this version reads format {FORMAT}. Use the version in its run.json.")
+    return run
+
+
+class Run:
+    """A run on disk. `fit` and `load` make it."""
+
+    def __init__(self, directory: Path, env=None):
+        self.directory = Path(directory)
+        self._env = env
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.directory / "run.json").read_text())
+
+    @property
+    def status(self) -> dict[str, Any]:
+        path = self.directory / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {"state": "new"}
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.config["seeds"]
+
+    def _rebuild(self):
+        config = self.config
+        if self._env is None and not config["named_env"]:
+            raise RunError(f"The run {self.directory} was started with an environment object; pass it again: load(directory, env=...).")
+        environment = self._env if self._env is not None else make(config["env"])
+        task = ControlTask(environment, config["steps"])
+        pickled = self.directory / "method.pkl"
+        if pickled.exists():
+            return pickle.loads(pickled.read_bytes()), task
+        method = registry.load(config["method"])(task)
+        known = parts.fields(method)
+        missing = [name for name in config["fields"] if name not in known]
+        if missing:
+            raise RunError(
+                f"The run {self.directory} has the fields {', '.join(missing)}, which {config['method']} of this version does not have. "
+                f"Use polopt {config['versions'].get('polopt')}."
+            )
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["fields"].items()}
+        return parts.replace(method, values), task
+
+    def resume(self, quiet: bool = False) -> "Run":
+        """Go on from the newest sound checkpoint to the end. A finished run is returned as it is."""
+        if self.status["state"] == "finished":
+            return self
+        method, task = self._rebuild()
+        return _train(self, method, task, quiet=quiet, resume=True)
+
+    def _restored(self):
+        method, task = self._rebuild()
+        evaluation = self.config["evaluation"]
+        plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
+        training = Training(method, task, task.env, self.seeds, plan, self.directory, progress=Progress(0, self.seeds, "", quiet=True))
+        notes = training.restore()
+        for note in notes:
+            print(note, file=sys.stderr)
+        return training
+
+    def policies(self, which: str = "best"):
+        """The best or the last policy of every seed, as one pytree with a leading axis of seeds."""
+        if which not in ("best", "last"):
+            raise RunError(f"which is {which!r}, but it must be 'best' or 'last'.")
+        training = self._restored()
+        return training.best["policy"] if which == "best" else training.method.policy(training.state)
+
+    def policy(self, seed: int | None = None, which: str = "best") -> Agent:
+        """One seed's policy, ready to act on NumPy observations. By default the seed whose best policy scored highest."""
+        training = self._restored()
+        if seed is None:
+            index = int(np.argmax(training.best["score"]))
+        elif seed in self.seeds:
+            index = self.seeds.index(seed)
+        else:
+            raise RunError(f"seed is {seed}, but the run {self.directory} has the seeds {', '.join(map(str, self.seeds))}.")
+        if which not in ("best", "last"):
+            raise RunError(f"which is {which!r}, but it must be 'best' or 'last'.")
+        policies = training.best["policy"] if which == "best" else training.method.policy(training.state)
+        return Agent(Seeds.pick(policies, index))
+
+    def evaluate(self, episodes: int = 100, env=None, which: str = "best", stochastic: bool = False, key: int = 0) -> dict[str, Any]:
+        """Evaluate every seed's policy on fresh episodes; the summary is returned and kept in the run's requested.jsonl."""
+        if episodes < 1:
+            raise RunError(f"episodes is {episodes}, but it must be at least 1.")
+        policies = self.policies(which)
+        environment = self._evaluation_env(env)
+        if (environment.observation_space, environment.action_space) != (policies.observation_space, policies.action_space):
+            raise RunError(
+                f"{environment.name} has observations {environment.observation_space} and actions {environment.action_space}, but the policy was trained on "
+                f"observations {policies.observation_space} and actions {policies.action_space}. Evaluate on an environment with the same spaces."
+            )
+        task = ControlTask(environment, 1)
+        seeds = Seeds(task, len(self.seeds))
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0x5EED + key) for seed in self.seeds])
+        with clear_errors():
+            run = seeds.compile(lambda t, p, k: episode_returns(p, t.env, k, episodes=episodes, stochastic=stochastic), policies, keys)
+            returns, lengths = (np.asarray(x) for x in run(policies, keys))
+        status = self.status
+        row = {"step": status.get("step"), "policy": which, "env": environment.name, "stochastic": stochastic, "key": key}
+        records.append_line(self.directory / "requested.jsonl", {**row, "returns": returns.tolist(), "lengths": lengths.tolist()})
+        return {**summary(returns), **row}
+
+    def _evaluation_env(self, env):
+        if env is not None:
+            return make(env) if isinstance(env, str) else env
+        if self._env is not None:
+            return self._env
+        return make(self.config["env"])
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self._rebuild()[0].steps_per_iteration
+
+    def report(self, path: str | os.PathLike | None = None) -> Path:
+        """Write the HTML report (by default `report.html` in the run's folder) and the learning curve beside it."""
+        from polopt.run.report import html_report, learning_curve
+
+        path = Path(path) if path else self.directory / "report.html"
+        record = records.read_record(self.directory)
+        learning_curve([record], path.with_name("curve.png"))
+        html_report([record], path)
+        return path
+
+    def export(self, path: str | os.PathLike, format: str = "onnx", seed: int | None = None, which: str = "best"):
+        """Write one seed's whole policy as onnx, stablehlo or safetensors, after a numeric check against the original."""
+        from polopt.interop.export import export
+
+        return export(self.policy(seed, which).policy, path, format)
+
+
+def summary(returns: np.ndarray) -> dict[str, Any]:
+    """Statistics of returns (seeds, episodes): per-seed means, their mean and interquartile mean with a 95 % bootstrap interval."""
+    means = returns.mean(axis=1)
+    low, high = bootstrap_interval(means)
+    return {"per_seed": means.tolist(), "mean": float(means.mean()), "iqm": float(interquartile_mean(means)), "interval": [float(low), float(high)]}
+
+
+def _train(run: Run, method, task, *, quiet: bool, resume: bool) -> Run:
+    config = run.config
+    evaluation = config["evaluation"]
+    plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
+    evaluation_env = make(config["env"]) if task.env.host and config["named_env"] else task.env
+    loggers = [make_logger(config["log"], config, run.directory)] if config["log"] else []
+    title = f"{config['method']} on {config['env']}"
+    total = plan.iterations * method.steps_per_iteration
+    try:
+        with Progress(total, config["seeds"], title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
+            training = Training(method, task, evaluation_env, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
+            if resume:
+                for note in [*training.restore(), *_version_notes(config["versions"])]:
+                    progress.note(note)
+            else:
+                training.start()
+            outcome = training.run()
+            if outcome == "finished":
+                training.final_evaluation()
+                _write_summary(run)
+                run.report()
+    finally:
+        for logger in loggers:
+            logger.close()
+    return run
+
+
+def _write_summary(run: Run) -> None:
+    record = records.read_record(run.directory)
+    final = {e.policy: summary(np.stack(e.returns)) for e in record.evaluations if e.final}
+    records.write_json_atomic(run.directory / "evaluation.json", final)
+
+
+def _version_notes(before: dict[str, str]) -> list[str]:
+    now = versions()
+    changed = [f"{name} {before[name]} -> {now.get(name, 'absent')}" for name in before if now.get(name) != before[name]]
+    if not changed:
+        return []
+    return [f"The run was started with other versions ({', '.join(changed)}): it goes on, but not bit for bit. Install the old ones for that."]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "device": str(jax.devices()[0]),
+    }
+
+
+def _fresh_directory(out, method: str, env: str) -> Path:
+    if out is not None:
+        path = Path(out)
+        if (path / "run.json").exists():
+            raise RunError(f"{path} holds a run already. Go on with it by `polopt resume {path}`, or give another folder with --out.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} is not an empty folder. Give another one with --out.")
+        return path
+    base = f"{method}-{env}".replace("/", "-").replace(":", "-")
+    number = 1
+    while (path := Path("runs") / f"{base}-{number}").exists():
+        number += 1
+    return path
+
+
+def _python_call(method: str, env: str, steps: int, seeds: list[int]) -> str:
+    count = len(seeds) if seeds == list(range(len(seeds))) else seeds
+    return f"polopt.fit({method!r}, {env!r}, steps={steps}, seeds={count})"
+
+
+class _disk_errors:
+    """Turns a full disk or a folder that cannot be written into one sentence."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, OSError):
+            raise RunError(f"Cannot write to {self._directory}: {error.strerror or error}. What was saved before is whole; free space or give another --out.") from error
+
+
+__all__ = ["Run", "RunError", "TrainingFailed", "fit", "load", "compose", "summary"]

@@ -1,0 +1,317 @@
+"""Training: compiled chunks of iterations for several seeds, with evaluation, checkpoints and a clean stop between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polopt.run import records
+from polopt.run.checkpoint import Checkpoints
+from polopt.run.evaluate import episode_returns
+
+EPISODE = ("episode/return", "episode/length", "episode/count")
+CHUNKS = 200  # a run is cut into about this many compiled calls
+
+
+class TrainingFailed(RuntimeError):
+    """Every seed has stopped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a run is, and when it is evaluated and saved.
+
+    iterations:  of the method, in all.
+    every:       iterations between two evaluations; a checkpoint follows each.
+    episodes:    of each periodic evaluation, a seed.
+    final_episodes: of the last evaluation, a seed.
+    """
+
+    iterations: int
+    every: int
+    episodes: int
+    final_episodes: int
+
+    @staticmethod
+    def of(steps: int, steps_per_iteration: int, evaluations: int, episodes: int, final_episodes: int) -> "Plan":
+        iterations = max(1, math.ceil(steps / steps_per_iteration))
+        return Plan(iterations, max(1, math.ceil(iterations / max(1, evaluations))), episodes, final_episodes)
+
+    @property
+    def chunk(self) -> int:
+        return max(1, min(self.every, math.ceil(self.iterations / CHUNKS)))
+
+
+class Seeds:
+    """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
+
+    def __init__(self, task, count: int):
+        self.task, self.count, self.together = task, count, not task.env.host
+
+    def task_of(self, slot: int):
+        """The task with the host environment of this slot; a JAX environment has none."""
+        if self.together:
+            return self.task
+        return dataclasses.replace(self.task, env=self.task.env.with_slot(slot))
+
+    def compile(self, function: Callable, *args, shared=()):
+        """`function(task, *args)` compiled for all seeds; arguments whose position is in `shared` carry no seed axis."""
+        if self.together:
+            axes = (None, *(None if i in shared else 0 for i in range(len(args))))
+            compiled = jax.jit(jax.vmap(function, in_axes=axes)).lower(self.task, *args).compile()
+            return lambda *values: compiled(self.task, *values)
+        one = [a if i in shared else self.pick(a, 0) for i, a in enumerate(args)]
+        compiled = jax.jit(function).lower(self.task_of(0), *one).compile()
+
+        def in_turn(*values):
+            parts = []
+            for seed in range(self.count):
+                mine = [v if i in shared else self.pick(v, seed) for i, v in enumerate(values)]
+                parts.append(jax.block_until_ready(compiled(self.task_of(seed), *mine)))
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+        return in_turn
+
+    @staticmethod
+    def pick(tree, seed: int):
+        return jax.tree.map(lambda x: x[seed], tree)
+
+
+def run_chunk(task, method, state, count, size: int):
+    """Up to `size` iterations, `count` of them run: the state and each iteration's metrics, rows from `count` on left zero."""
+    like = jax.eval_shape(method.step, task, state)[1]
+    log = jax.tree.map(lambda m: jnp.zeros((size, *m.shape), m.dtype), like)
+
+    def iteration(i, carry):
+        state, log = carry
+        state, metrics = method.step(task, state)
+        return state, jax.tree.map(lambda rows, m: rows.at[i].set(m), log, metrics)
+
+    return jax.lax.fori_loop(0, count, iteration, (state, log))
+
+
+class Training:
+    """A run in memory: its state for every seed, and what has been written of it."""
+
+    def __init__(self, method, task, evaluation_env, seeds: list[int], plan: Plan, directory: Path, *, progress, loggers=()):
+        self.method, self.task, self.evaluation_env = method, task, evaluation_env
+        self.seed_numbers, self.plan, self.directory = seeds, plan, Path(directory)
+        self.seeds = Seeds(task, len(seeds))
+        self.evaluation_seeds = Seeds(dataclasses.replace(task, env=evaluation_env), len(seeds))
+        self.progress, self.loggers = progress, loggers
+        self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        self.iteration, self.seconds, self.compile_seconds = 0, 0.0, 0.0
+        self.stopped: dict[int, str] = {}
+        self.stop_requested = threading.Event()
+        self._evaluators: dict[int, Callable] = {}
+
+    # -- starting ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fresh state for every seed."""
+        self.progress.compiling()
+        began = time.perf_counter()
+        init = self.seeds.compile(lambda task, key: self.method.init(task, key), self.keys)
+        self.state = init(self.keys)
+        policy = self.method.policy(self.state)
+        self.best = {"policy": policy, "score": jnp.full((len(self.seed_numbers),), -jnp.inf)}
+        self.compile_seconds += time.perf_counter() - began
+
+    def restore(self) -> list[str]:
+        """State from the newest sound checkpoint; the notes name damaged ones. Readers of the records drop what is then written anew."""
+        shape = jax.eval_shape(jax.vmap(lambda key: self.method.init(self.task, key)), self.keys) if self.seeds.together else self._host_shape()
+        best = {"policy": self.method.policy(shape), "score": jax.ShapeDtypeStruct((len(self.seed_numbers),), jnp.float32)}
+        tree, meta, notes = self.checkpoints.restore({"state": shape, "best": best})
+        self.state, self.best = tree["state"], tree["best"]
+        self.iteration, self.seconds = meta["iteration"], meta["seconds"]
+        self.compile_seconds = meta["compile_seconds"]
+        self.stopped = {int(k): v for k, v in meta["stopped"].items()}
+        return notes
+
+    def _host_shape(self):
+        one = jax.eval_shape(lambda key: self.method.init(self.seeds.task_of(0), key), self.keys[0])
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.seed_numbers), *x.shape), x.dtype), one)
+
+    # -- the main loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Train to the end or to a stop: "finished" or "interrupted". TrainingFailed when no seed is left."""
+        began = time.perf_counter()
+        size = self.plan.chunk
+        chunk = self.seeds.compile(lambda task, method, state, n: run_chunk(task, method, state, n, size), self.method, self.state, jnp.int32(0), shared=(0, 2))
+        refresh = None if self.seeds.together else self.seeds.compile(lambda task, state: self.method.refresh(task, state), self.state)
+        self.compile_seconds += time.perf_counter() - began
+        if refresh and self.iteration:
+            self.state = refresh(self.state)
+        with self._signals():
+            while self.iteration < self.plan.iterations:
+                if self.stop_requested.is_set():
+                    return self._interrupted()
+                due = self.plan.every - self.iteration % self.plan.every
+                count = min(size, due, self.plan.iterations - self.iteration)
+                self._advance(chunk, count)
+                if self.iteration % self.plan.every == 0 or self.iteration == self.plan.iterations:
+                    self._evaluate_and_save()
+                    if refresh:
+                        self.state = refresh(self.state)
+        self._status("finished")
+        return "finished"
+
+    def _advance(self, chunk, count: int) -> None:
+        began = time.perf_counter()
+        before = self.state
+        after, log = jax.block_until_ready(chunk(self.method, self.state, jnp.int32(count)))
+        self.seconds += time.perf_counter() - began
+        log = {name: np.asarray(rows)[:, :count] for name, rows in log.items()}
+        self.state = self._keep_good(before, after, log)
+        self.iteration += count
+        self._record(log)
+        if len(self.stopped) == len(self.seed_numbers):
+            self._status("failed")
+            raise TrainingFailed(
+                f"Every seed stopped: {'; '.join(f'seed {s}: {why}' for s, why in self.stopped.items())}. "
+                "The last good state is kept. Try a smaller learning rate, or normalise observations and rewards."
+            )
+
+    def _keep_good(self, before, after, log):
+        """The new state, but the old one for every seed whose metrics are not finite: that seed has stopped."""
+        failed = np.zeros(len(self.seed_numbers), bool)
+        for name, rows in log.items():
+            bad = ~np.isfinite(rows)
+            for index in np.flatnonzero(bad.any(axis=1)):
+                seed = self.seed_numbers[index]
+                failed[index] = True
+                if seed not in self.stopped:
+                    first = self.iteration + int(np.argmax(bad[index])) + 1
+                    value = rows[index, np.argmax(bad[index])]
+                    self.stopped[seed] = f"{name} was {value} at step {first * self.method.steps_per_iteration}"
+                    self.progress.note(f"Seed {seed} stopped: {self.stopped[seed]}. Its last good state is kept; the others go on.")
+        failed |= np.array([seed in self.stopped for seed in self.seed_numbers])
+        if not failed.any():
+            return after
+        return _choose(failed, before, after)
+
+    def _record(self, log) -> None:
+        alive = np.array([seed not in self.stopped for seed in self.seed_numbers])
+        counts = log["episode/count"].sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            row = {"return": log["episode/return"].sum(axis=1) / counts, "length": log["episode/length"].sum(axis=1) / counts, "episodes": counts}
+        row.update({name: rows.mean(axis=1) for name, rows in log.items() if name not in EPISODE})
+        row = {name: np.where(alive, values, np.nan) for name, values in row.items()}
+        step = self.iteration * self.method.steps_per_iteration
+        records.append_line(
+            self.directory / "metrics.jsonl",
+            {"step": step, "iteration": self.iteration, "seconds": self.seconds, **{name: values.tolist() for name, values in row.items()}},
+        )
+        self._status("running")
+        for logger in self.loggers:
+            logger.log(step, {f"{name}/seed{seed}": float(v[i]) for name, v in row.items() for i, seed in enumerate(self.seed_numbers) if np.isfinite(v[i])})
+        self.progress.update(step, self.seconds, row["return"].tolist())
+
+    # -- evaluation and checkpoints ------------------------------------------------------------------------------------
+
+    def evaluate(self, policy, episodes: int, salt: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and lengths (seeds, episodes) of a policy that has a leading seed axis."""
+        keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 0x0E7A1), salt))(self.keys)
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = self.evaluation_seeds.compile(
+                lambda task, policy, key: episode_returns(policy, task.env, key, episodes=episodes), policy, keys
+            )
+        returns, lengths = self._evaluators[episodes](policy, keys)
+        return np.asarray(returns), np.asarray(lengths)
+
+    def _evaluate_and_save(self) -> None:
+        policy = self.method.policy(self.state)
+        returns, lengths = self.evaluate(policy, self.plan.episodes, self.iteration)
+        self._write_evaluation("last", False, returns, lengths)
+        score = jnp.asarray(returns.mean(axis=1))
+        better = np.asarray(score > self.best["score"])
+        self.best = _choose(~better, self.best, {"policy": policy, "score": score})
+        self.save()
+
+    def final_evaluation(self) -> None:
+        """Evaluate the last and the best policy, both on the same episodes, which no training or choice has seen."""
+        for name, policy in (("last", self.method.policy(self.state)), ("best", self.best["policy"])):
+            returns, lengths = self.evaluate(policy, self.plan.final_episodes, 0x0F17A1)
+            self._write_evaluation(name, True, returns, lengths)
+
+    def _write_evaluation(self, which: str, final: bool, returns, lengths) -> None:
+        step = self.iteration * self.method.steps_per_iteration
+        records.append_line(
+            self.directory / "evaluations.jsonl",
+            {"step": step, "iteration": self.iteration, "policy": which, "final": final, "returns": returns.tolist(), "lengths": lengths.tolist()},
+        )
+        means = returns.mean(axis=1)
+        for logger in self.loggers:
+            logger.log(step, {f"evaluation/{which}/seed{seed}": float(means[i]) for i, seed in enumerate(self.seed_numbers)})
+        if not final:
+            self.progress.evaluated(step, float(means.mean()), float(means.min()), float(means.max()))
+
+    def save(self) -> None:
+        meta = {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+            "stopped": {str(k): v for k, v in self.stopped.items()},
+        }
+        self.checkpoints.save(self.iteration, {"state": self.state, "best": self.best}, meta)
+
+    def _interrupted(self) -> str:
+        # A host environment's state cannot be saved in mid-episode: its last checkpoint stands, so that the resumed run
+        # equals one that was never stopped.
+        if self.seeds.together and self.iteration not in self.checkpoints.iterations():
+            self.save()
+        self._status("interrupted")
+        return "interrupted"
+
+    def _status(self, state: str) -> None:
+        records.write_json_atomic(
+            self.directory / "status.json",
+            {
+                "state": state,
+                "step": self.iteration * self.method.steps_per_iteration,
+                "seconds": self.seconds,
+                "compile_seconds": self.compile_seconds,
+                "stopped": {str(k): v for k, v in self.stopped.items()},
+            },
+        )
+
+    def _signals(self):
+        return _StopOnSignal(self.stop_requested)
+
+
+class _StopOnSignal:
+    """Ctrl-C and SIGTERM ask for a stop after the current chunk; a second one stops at once."""
+
+    def __init__(self, flag: threading.Event):
+        self._flag, self._previous = flag, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self._flag.is_set():
+            raise KeyboardInterrupt
+        self._flag.set()
+
+
+def _choose(first: np.ndarray, a, b) -> Any:
+    """By seed: the leaves of `a` where `first`, else those of `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(first.reshape(first.shape + (1,) * (x.ndim - 1)), x, y), a, b)

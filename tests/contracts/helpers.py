@@ -1,0 +1,51 @@
+"""Small versions of every method, so that its contract is checked in a second or two."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from polopt.core import parts
+from polopt.envs.make import make
+from polopt.envs.task import ControlTask
+from polopt.methods import registry
+
+SMALL = {"num_envs": 4, "num_steps": 8, "epochs": 2, "minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,), "network.core_size": 4}
+NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
+
+
+@functools.cache
+def task(env: str = "probe:observation", steps: int = 320) -> ControlTask:
+    return ControlTask(make(env), steps)
+
+
+def small(name: str, on: ControlTask, **changes):
+    """The method called `name`, shrunk; one-pass methods stay one-pass."""
+    method = registry.load(name)(on)
+    known = parts.fields(method)
+    sizes = {field: value for field, value in SMALL.items() if field in known}
+    for field in ("epochs", "minibatches"):
+        if known.get(field) == 1:
+            sizes[field] = 1
+    return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def run(method, on: ControlTask, seed: int = 0, iterations: int = 3):
+    """The state after some iterations."""
+
+    @jax.jit
+    def go(method, key):
+        return jax.lax.fori_loop(0, iterations, lambda _, state: method.step(on, state)[0], method.init(on, key))
+
+    return go(method, jax.random.key(seed))
+
+
+def arrays(tree) -> list[np.ndarray]:
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in leaves]
+
+
+def equal(a, b) -> bool:
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in zip(arrays(a), arrays(b), strict=True))

@@ -1,0 +1,219 @@
+"""The contract of every method. Methods are found by themselves: a new file is covered the moment it exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polopt.core import parts
+from polopt.interop.export import export
+from polopt.methods import registry
+from polopt.run.checkpoint import Checkpoints, digest
+from polopt.run.run import RunError, compose, fit, load
+from tests.contracts.helpers import NAMES, SMALL, arrays, equal, run, small, task
+
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+@every_method
+def test_equal_seeds_give_equal_bits_and_others_do_not(name):
+    method = small(name, task())
+    assert equal(run(method, task()), run(method, task()))
+    assert not equal(run(method, task()), run(method, task(), seed=1))
+
+
+@every_method
+def test_seeds_together_equal_one_at_a_time(name):
+    method = small(name, task())
+    together = jax.jit(jax.vmap(lambda key: jax.lax.fori_loop(0, 3, lambda _, s: method.step(task(), s)[0], method.init(task(), key))))
+    both = together(jnp.stack([jax.random.key(0), jax.random.key(1)]))
+    for seed in (0, 1):
+        alone = run(method, task(), seed)
+        for x, y in zip(arrays(jax.tree.map(lambda leaf: leaf[seed], both)), arrays(alone), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+
+
+@every_method
+def test_jit_changes_nothing(name):
+    method = small(name, task())
+    state = jax.jit(lambda key: method.init(task(), key))(jax.random.key(0))
+    compiled, _ = jax.jit(lambda s: method.step(task(), s))(state)
+    with jax.disable_jit(False):
+        again, _ = jax.jit(lambda m, s: m.step(task(), s))(method, state)  # hyperparameters as arguments instead of constants
+    for x, y in zip(arrays(compiled), arrays(again), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+
+
+@every_method
+def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
+    env, steps = "probe:observation", 320
+    sizes = _sizes(name, env)
+    options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
+    whole = fit(name, env, out=tmp_path / "whole", **options, **sizes)
+    cut = tmp_path / "cut"
+    code = (
+        "import os, signal, polopt\n"
+        "from polopt.run import training\n"
+        "advance, calls = training.Training._advance, []\n"
+        "def stop_after_three(self, *args):\n"
+        "    advance(self, *args)\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "training.Training._advance = stop_after_three\n"
+        f"run = polopt.fit({name!r}, {env!r}, out={str(cut)!r}, **{options!r}, **{sizes!r})\n"
+        "assert run.status['state'] == 'interrupted', run.status\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    resumed = load(cut).resume(quiet=True)
+    assert resumed.status["state"] == whole.status["state"] == "finished"
+    assert _newest_digest(resumed) == _newest_digest(whole)
+    assert (cut / "evaluation.json").read_text() == (tmp_path / "whole" / "evaluation.json").read_text()
+
+
+def _sizes(name, env):
+    method = small(name, task(env))
+    plain = parts.fields(registry.load(name)(task(env)))
+    return {k.replace(".", "__"): v for k, v in parts.fields(method).items() if v != plain[k]}
+
+
+def _newest_digest(run_):
+    training = run_._restored()
+    return digest({"state": training.state, "best": training.best})
+
+
+@every_method
+def test_truncation_is_not_termination(name):
+    """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
+    cut, ends = task("probe:truncation"), task("probe:termination")
+    method = small(name, cut)
+    a, b = run(method, cut, iterations=2), run(method, ends, iterations=2)
+    assert not equal(method.policy(a), method.policy(b)) or not equal(_learnt(a), _learnt(b))
+
+
+def _learnt(state):
+    return getattr(state, "learner", state)
+
+
+@every_method
+@pytest.mark.parametrize("env", ["probe:observation", "probe:observation-continuous"])
+def test_export_agrees_with_the_policy(name, env, tmp_path):
+    method = small(name, task(env))
+    result = export(method.policy(run(method, task(env), iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
+    assert result.largest_difference <= 1e-5
+
+
+@every_method
+def test_a_wrong_task_is_refused(name):
+    @dataclasses.dataclass
+    class Dataset:
+        """Not an environment."""
+
+    with pytest.raises(RunError, match=r"needs an environment.*Dataset"):
+        compose(name, Dataset(), {})
+
+
+@every_method
+def test_every_field_changes_the_computation(name):
+    contexts = _contexts(name)
+    unchanged = []
+    for field in parts.fields(contexts[0][1]):
+        if not any(_changes(field, method, on) for on, method in contexts):
+            unchanged.append(field)
+    assert not unchanged, f"{name} accepts these hyperparameters and ignores them: {unchanged}"
+
+
+def _contexts(name):
+    """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
+    found = []
+    for env in ("probe:observation", "probe:observation-continuous"):
+        found.append((task(env), small(name, task(env))))
+    known = parts.fields(found[0][1])
+    if "network.core" in known:
+        found.append((task(), small(name, task(), network__core="gru", critic_network__core="lstm")))
+    if known.get("critic") is False:
+        found.append((task(), small(name, task(), critic=True)))
+    return found
+
+
+def _changes(field: str, method, on) -> bool:
+    before = parts.fields(method).get(field, _ABSENT)
+    if before is _ABSENT:
+        return False
+    if isinstance(before, float):
+        other = parts.replace(method, {field: _other_number(method, field, before)})
+        return not equal(_outcome(method, on), _outcome(other, on))
+    for value in _other_values(method, field, before):
+        try:
+            other = parts.replace(method, {field: value})
+        except ValueError:
+            continue
+        if other.refuse(on) is None and _program(other, on) != _program(method, on):
+            return True
+    return False
+
+
+_ABSENT = object()
+_programs: dict = {}
+
+
+def _program(method, on) -> str:
+    key = (id(on), repr(method))
+    if key not in _programs:
+        state = jax.eval_shape(lambda k: method.init(on, k), jax.random.key(0))
+        text = str(jax.make_jaxpr(lambda k: method.init(on, k))(jax.random.key(0)))
+        _programs[key] = text + str(jax.make_jaxpr(lambda s: method.step(on, s))(state))
+    return _programs[key]
+
+
+_compiled: dict = {}
+
+
+def _outcome(method, on):
+    """The state after three iterations; one compilation serves all values of the float fields."""
+    key = (id(on), jax.tree.structure(method))
+    if key not in _compiled:
+        _compiled[key] = jax.jit(lambda m, k: jax.lax.fori_loop(0, 3, lambda _, s: m.step(on, s)[0], m.init(on, k)))
+    return _compiled[key](method, jax.random.key(0))
+
+
+def _other_number(method, field, before):
+    for value in (before * 0.5, before * 0.9 + 0.05, before + 0.3, 0.5):
+        if value != before:
+            try:
+                parts.replace(method, {field: value})
+            except ValueError:
+                continue
+            return value
+    raise AssertionError(f"found no other value for {field}")
+
+
+def _other_values(method, field, before):
+    hint = parts.field_types(method)[field]
+    if typing.get_origin(hint) is typing.Literal:
+        return [v for v in typing.get_args(hint) if v != before]
+    if isinstance(before, bool):
+        return [not before]
+    if isinstance(before, int):
+        return [before * 2, before + 1]
+    if isinstance(before, tuple):
+        return [(*before, 5)]
+    return [0.01, 0.5]  # an optional number that is off
+
+
+def test_the_small_sizes_name_real_fields():
+    known = set().union(*(parts.fields(registry.load(name)(task())) for name in NAMES))
+    assert set(SMALL) <= known
+
+
+def test_checkpoints_are_where_the_contract_looks(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, {"x": jnp.arange(3.0)}, {"iteration": 1})
+    tree, meta, notes = checkpoints.restore({"x": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert meta["iteration"] == 1 and not notes and np.array_equal(tree["x"], [0, 1, 2])
