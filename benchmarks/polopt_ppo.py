@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 import polopt
-from polopt.core.networks import Network
 from polopt.core.parts import replace
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
@@ -24,10 +23,11 @@ from polopt.run.evaluate import episode_returns
 
 
 def compose(settings: dict, task: ControlTask):
-    network = Network(hidden=tuple(settings["hidden"]), activation=settings["activation"])
     changes = {
-        "network": network,
-        "critic_network": network,
+        "network.hidden": tuple(settings["hidden"]),
+        "network.activation": settings["activation"],
+        "critic_network.hidden": tuple(settings["hidden"]),
+        "critic_network.activation": settings["activation"],
         "num_envs": settings["num_envs"],
         "num_steps": settings["num_steps"],
         "epochs": settings["epochs"],
@@ -35,7 +35,7 @@ def compose(settings: dict, task: ControlTask):
         "learning_rate": settings["learning_rate"],
         "anneal": settings["anneal"],
         "discount": settings["gamma"],
-        "trace_decay": settings["gae_lambda"],
+        "lam": settings["gae_lambda"],
         "clip": settings["clip"],
         "value_clip": settings["value_clip"],
         "entropy_coefficient": settings["entropy"],

@@ -61,7 +61,7 @@ def _explain(error: Exception) -> int:
     if "SimulatorError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_FAILED
-    if isinstance(error, (ValueError, TypeError, ModuleNotFoundError, FileNotFoundError)) and _is_ours(error):
+    if isinstance(error, (ValueError, ModuleNotFoundError, FileNotFoundError)) and _is_ours(error):
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_MISTAKE
     raise error
@@ -137,13 +137,9 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
         specification.append((name.replace(".", "__"), Annotated[hints[name], argument], dataclasses.field(default=default)))
     hyperparameters = dataclasses.make_dataclass("Hyperparameters", specification)
     hyperparameters.__doc__ = f"Hyperparameters of {method}" + (f" with its defaults for {env}." if env else ".")
-
-    @dataclasses.dataclass
-    class Everything:
-        run: tyro.conf.OmitArgPrefixes[TrainOptions]
-        method: tyro.conf.OmitArgPrefixes[hyperparameters]
-
-    given = tyro.cli(Everything, args=argv, prog=f"polopt train {method}", description=TrainOptions.__doc__)
+    flat = tyro.conf.OmitArgPrefixes
+    everything = dataclasses.make_dataclass("Everything", [("run", flat[TrainOptions]), ("method", flat[hyperparameters])])
+    given = tyro.cli(everything, args=argv, prog=f"polopt train {method}", description=TrainOptions.__doc__)
     chosen = {name: getattr(given.method, name.replace(".", "__")) for name in known}
     return given.run, {name.replace(".", "__"): value for name, value in chosen.items() if value != known[name]}
 

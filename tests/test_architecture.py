@@ -56,7 +56,8 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
             # `from polopt.run import fit` may name a module or a function of the package; only the module counts
-            names = [f"{source}.{alias.name}" if is_module(f"{source}.{alias.name}") else source for alias in node.names if alias.name != "__version__"]
+            wanted = [f"{source}.{alias.name}" for alias in node.names if alias.name != "__version__"]
+            names = [name if is_module(name) else source for name in wanted]
         else:
             continue
         # the package itself hands out what stands on top
@@ -106,7 +107,8 @@ def test_the_arrows_themselves():
 def test_imports_inside_functions_count(tmp_path, monkeypatch):
     file = tmp_path / "polopt" / "envs" / "late.py"
     file.parent.mkdir(parents=True)
-    file.write_text("def f():\n    from polopt.run import fit\n    from ..loops import on_policy\n    import polopt.cli as cli\n    from polopt import load\n")
+    lines = ["from polopt.run import fit", "from ..loops import on_policy", "import polopt.cli as cli", "from polopt import load, __version__"]
+    file.write_text("\n    ".join(["def f():", *lines]))
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert imports(file) == {"run", "loops", "cli", "__init__"}
 

@@ -84,7 +84,7 @@ class Box:
             array = np.asarray(bound, np.float64)
             array = array.reshape(self.shape) if array.ndim else np.full(self.shape, array)
             limit = float(np.finfo(np.float32).max) / 2
-            return np.where(np.abs(array) >= limit, np.sign(array) * np.inf, array).astype(np.float32)
+            return np.where(np.abs(array) >= limit, np.copysign(np.inf, array), array).astype(np.float32)
 
         return full(self.low), full(self.high)
 

@@ -85,7 +85,8 @@ def load(target: str) -> Any:
         return getattr(module, attribute)
     import difflib
 
-    registered = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith(place.partition(".")[0] + ".")]
+    package = module.__name__.partition(".")[0]
+    registered = [i for i, spec in gymnasium.registry.items() if _origin(spec.entry_point).partition(".")[0] == package]
     own = [n for n, value in vars(module).items() if callable(value) and getattr(value, "__module__", None) == module.__name__]
     known = [*(n for n in own if not n.startswith("_")), *registered]
     near = difflib.get_close_matches(attribute, known, n=3, cutoff=0.4) or known[:5]
@@ -93,6 +94,11 @@ def load(target: str) -> Any:
         f"{place} has no environment {attribute!r}, neither registered in Gymnasium nor as a class; "
         + (f"try {' or '.join(near)} after the colon." if near else "give a name that it defines after the colon.")
     )
+
+
+def _origin(entry_point) -> str:
+    """The module that an entry point of Gymnasium's registry comes from."""
+    return entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
 
 
 def _load_module(name: str):
@@ -385,7 +391,7 @@ def _nothing():
 def _silent_gymnasium():
     """Gymnasium prints a worker's whole traceback before it raises the same error here."""
     level = gymnasium.logger.min_level
-    gymnasium.logger.min_level = gymnasium.logger.DISABLED
+    gymnasium.logger.min_level = gymnasium.logger.ERROR + 1
     try:
         yield
     finally:

@@ -392,7 +392,7 @@ def _permutations(key, count: int, n: int):
     # One sort of words whose low bits are the index and whose high bits are random takes a quarter of the time that
     # jax.random.permutation takes on a CPU. At least 20 random bits: ties, which keep their order, are too rare to matter.
     low = jnp.uint32((1 << (n - 1).bit_length()) - 1)
-    words = (jax.random.bits(key, (count, n)) & ~low) | jnp.arange(n, dtype=jnp.uint32)
+    words = (jax.random.bits(key, (count, n)) & ~low) | jnp.arange(n, dtype=jnp.uint32)[None]
     return (jax.lax.sort(words, dimension=1, is_stable=False) & low).astype(jnp.int32)
 
 

@@ -137,7 +137,7 @@ def line_chart(series: list[Series], width: int, height: int, label: str, x_titl
         return left + (right - left) * np.asarray(x) / end, bottom - (bottom - top) * (np.asarray(y) - low) / (high - low)
 
     clip = f"clip-{zlib.crc32(f'{label}{width}'.encode()):x}"
-    parts = [f'<clipPath id="{clip}"><rect x="{left}" y="{top - 3}" width="{right - left + 8}" height="{bottom - top + 6}"/></clipPath>']
+    parts = [f'<clipPath id="{clip}"><rect x="{left}" y="{top - 3}" width="{right - left + 16}" height="{bottom - top + 6}"/></clipPath>']
     for tick in y_ticks:
         _, y = at(0, tick)
         parts.append(f'<path class="grid" d="M{left} {y:.1f}H{right}"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{compact(tick)}</text>')

@@ -127,10 +127,8 @@ def _header(records: Sequence[Record], title: str) -> str:
     if score:
         known = int(np.isfinite(evaluation.scores).sum())
         seeds = f"{known} of {_many(len(record.seeds), 'seed')}" if known < len(record.seeds) else _many(known, "seed")
-        result = (
-            f'<p class="result"><strong>{number(score.value)}</strong> return of the last policy'
-            f' <span class="quiet">(interquartile mean over {seeds}; {_interval_words(score)})</span></p>'
-        )
+        words = f"interquartile mean over {seeds}; {_interval_words(score)}" if known > 1 else "one seed, so no interval"
+        result = f'<p class="result"><strong>{number(score.value)}</strong> return of the last policy <span class="quiet">({words})</span></p>'
     return f'<header><h1>{escape(title)}</h1><p class="quiet">{escape(_summary(record))}</p>{result}</header>'
 
 
@@ -401,7 +399,7 @@ def _value(value) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_value, value)) or "empty"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
 _DARK = ("#62b4ee", "#ff9c5b", "#41cfa5", "#e6a2ce", "#dfbf52", "#b9c0ca")
@@ -443,6 +441,7 @@ tr.summary th,tr.summary td{font-weight:600}
 tr.summary:nth-last-child(4) th,tr.summary:nth-last-child(4) td{border-top:2px solid var(--rule)}
 .settings td,.settings th{text-align:left;white-space:normal;overflow-wrap:anywhere;padding-top:.2em;padding-bottom:.2em;vertical-align:top}
 .cards th[scope=row]{white-space:normal;overflow-wrap:anywhere;min-width:7rem}
+.scroll+p{margin-top:1.4em}
 details{margin:.8em 0}
 summary{cursor:pointer}
 figure+figure{margin-top:1.6em}

@@ -174,7 +174,7 @@ class Run:
         method, task = self._rebuild()
         evaluation = self.config["evaluation"]
         plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
-        training = Training(method, task, task.env, self.seeds, plan, self.directory, progress=Progress(0, self.seeds, "", quiet=True))
+        training = Training(method, task, task.env, self.seeds, plan, self.directory, progress=Progress(1, len(self.seeds), "", quiet=True))
         notes = training.restore()
         for note in notes:
             print(note, file=sys.stderr)
@@ -267,7 +267,7 @@ def _train(run: Run, method, task, *, quiet: bool, resume: bool) -> Run:
     title = f"{config['method']} on {config['env']}"
     total = plan.iterations * method.steps_per_iteration
     try:
-        with Progress(total, config["seeds"], title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
+        with Progress(total, len(config["seeds"]), title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
             training = Training(method, task, evaluation_env, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
             if resume:
                 for note in [*training.restore(), *_version_notes(config["versions"])]:

@@ -17,7 +17,7 @@ NAMES = [name for entry in registry.entries() for name in registry.compositions(
 
 
 @functools.cache
-def task(env: str = "probe:observation", steps: int = 320) -> ControlTask:
+def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
     return ControlTask(make(env), steps)
 
 

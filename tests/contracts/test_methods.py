@@ -53,7 +53,7 @@ def test_jit_changes_nothing(name):
 
 @every_method
 def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
-    env, steps = "probe:observation", 320
+    env, steps = "probe:action", 320
     sizes = _sizes(name, env)
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
     whole = fit(name, env, out=tmp_path / "whole", **options, **sizes)
@@ -102,7 +102,7 @@ def _learnt(state):
 
 
 @every_method
-@pytest.mark.parametrize("env", ["probe:observation", "probe:observation-continuous"])
+@pytest.mark.parametrize("env", ["probe:action", "probe:action-continuous"])
 def test_export_agrees_with_the_policy(name, env, tmp_path):
     method = small(name, task(env))
     result = export(method.policy(run(method, task(env), iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
@@ -132,7 +132,7 @@ def test_every_field_changes_the_computation(name):
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
     found = []
-    for env in ("probe:observation", "probe:observation-continuous"):
+    for env in ("probe:action", "probe:action-continuous"):
         found.append((task(env), small(name, task(env))))
     known = parts.fields(found[0][1])
     if "network.core" in known:

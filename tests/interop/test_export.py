@@ -1,8 +1,10 @@
 """An exported policy acts as the policy does: read from its file, in batches of a size that the export never saw."""
 
 import json
+import sys
 
 import equinox as eqx
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ POLICIES = {
     "box-clip": dict(actions=UNEVEN, normalise=True),
     "box-unbounded": dict(actions=spaces.Box.of(-np.inf, np.inf, (2, 2))),
     "box-squash": dict(actions=UNEVEN, bounds="squash", normalise=True),
-    "float64-observation": dict(observations=spaces.Box.of(-np.inf, np.inf, (3,), "float64"), actions=UNEVEN),
+    "float64-observation": dict(observations=spaces.from_gymnasium(gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64))),
     "dict-observation": dict(observations=NAMED, actions=spaces.Discrete(4), normalise=True),
     "image-observation": dict(observations=IMAGE, actions=spaces.Discrete(4)),
     "image-normalised": dict(observations=IMAGE, actions=UNEVEN, normalise=True),
@@ -222,6 +224,6 @@ def test_a_disk_that_fails_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("format", "package"), [("onnx", "jax2onnx"), ("onnx", "onnxruntime"), ("safetensors", "safetensors")])
 def test_a_missing_package_is_told(format, package, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ExportError, match=rf"package {package}.*pip install polopt\[export\]"):
         export(build(), tmp_path / "policy", format)
