@@ -61,7 +61,7 @@ def _explain(error: Exception) -> int:
     if "SimulatorError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_FAILED
-    if isinstance(error, (ValueError, ModuleNotFoundError, FileNotFoundError)) and _is_ours(error):
+    if isinstance(error, (ValueError, ImportError, FileNotFoundError)) and _is_ours(error):
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_MISTAKE
     raise error
@@ -207,10 +207,8 @@ def _print_final(run) -> None:
 
 
 def _interval(s) -> str:
-    import math
-
     low, high = s["interval"]
-    if math.isnan(low):
+    if low is None or low != low:
         return f"{s['iqm']:.1f} (one seed: no interval)"
     return f"{s['iqm']:.1f} [{low:.1f}, {high:.1f}]"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class Dict:
     items: tuple[tuple[str, Any], ...]
 
 
-Space = Union[Discrete, MultiDiscrete, MultiBinary, Box, Dict]
+Space = Discrete | MultiDiscrete | MultiBinary | Box | Dict
 
 
 def zeros(space: Space):

@@ -53,7 +53,8 @@ class HostEnvironment:
                   with other simulators; a function that takes the environment as an argument is compiled once for all slots.
 
     The simulators of a slot are made by its first `reset` and used again, with new seeds, by the later ones. `reset` and `step` work inside
-    `jax.jit`, `lax.scan`, `lax.while_loop` and `lax.cond`, but not under `jax.vmap`; only the newest state of a slot can be stepped.
+    `jax.jit`, `lax.scan`, `lax.while_loop` and `lax.cond`, but not under `jax.vmap`; only the newest state of a slot can be stepped, and a
+    program that resets what it has stepped says so (see `reset`).
     Equal keys give equal episodes, also in another process. What goes wrong is a SimulatorError; see `clear_errors`.
     """
 
@@ -75,12 +76,16 @@ class HostEnvironment:
         """The same environment with the simulators of another slot, which may be a traced whole number."""
         return dataclasses.replace(self, slot=slot)
 
-    def reset(self, key, num_envs: int):
-        """Start `num_envs` episodes, seeded by `key`: (state, observation)."""
+    def reset(self, key, num_envs: int, after: HostState | None = None):
+        """Start `num_envs` episodes, seeded by `key`: (state, observation).
+
+        after:  the state of this slot that was stepped last in the same compiled program, if it was. A program's calls run in the order in
+                which they need each other's results, not as they were written. What is stepped in the wrong order raises a SimulatorError.
+        """
         slot = jnp.asarray(self.slot, jnp.int32)
         seeds = jax.random.bits(key, (num_envs,), "uint32") >> 1  # some simulators take only what fits into a signed int
         shapes = jax.ShapeDtypeStruct((), jnp.int32), _shapes(self.observation_space, num_envs)
-        steps, observation = _on_host(self.simulators.reset, shapes, slot, seeds)
+        steps, observation = _on_host(self.simulators.reset, shapes, slot, seeds, *(() if after is None else (after.steps,)))
         return HostState(slot, steps), observation
 
     def step(self, state: HostState, action, key):
@@ -144,8 +149,8 @@ class Simulators:
         self.lock = threading.RLock()
         weakref.finalize(self, _close_all, self.running)
 
-    def reset(self, out, slot, seeds) -> None:
-        """Fill (steps, observation). Called from a compiled program, as is `step`."""
+    def reset(self, out, slot, seeds, *after) -> None:
+        """Fill (steps, observation). Called from a compiled program, as is `step`. `after` is there to be waited for."""
         slot, seeds = int(slot), seeds.tolist()
         steps, observation = out
         with self._errors(slot, "reset"):
@@ -189,7 +194,8 @@ class Simulators:
             there = f"{running.num_envs} copies after {running.steps} steps run there" if running else "nothing runs there"
             raise SimulatorError(
                 f"The environment {self.name} was stepped in slot {slot} with {num_envs} actions for a state after {taken} steps, but {there}; "
-                "call reset first, also after a checkpoint was loaded, go on from the newest state, and give each user a slot of its own."
+                "call reset first, also after a checkpoint was loaded, go on from the newest state, give each user a slot of its own, "
+                "and where one compiled program resets a slot that it has stepped, give reset the state that it follows (after=state)."
             )
         return running
 

@@ -133,7 +133,8 @@ def _dynamics(name: str, dynamics) -> JaxEnvironment:
     for what, given, wanted in checks:
         if _layout(given) != _layout(wanted):
             raise UnusableEnvironment(
-                f"In the JAX environment {name}, {what} has the shape {_layout(given)}, but {_layout(wanted)} is expected; correct the environment or its spaces."
+                f"In the JAX environment {name}, {what} has the shape {_layout(given)}, but {_layout(wanted)} is expected; "
+                "correct the environment or its spaces."
             )
     return environment
 
@@ -259,7 +260,8 @@ class _sentences:
         extra = next((extra for extra in EXTRAS if extra in place), None)
         if extra and importlib.util.find_spec(extra) is None:
             return f"install it with: pip install 'polopt[{extra}]'"
-        newest = max((s for s in gymnasium.registry.values() if spec and s.name == spec.name and s.namespace == spec.namespace), key=_version, default=spec)
+        versions = [s for s in gymnasium.registry.values() if spec and (s.namespace, s.name) == (spec.namespace, spec.name)]
+        newest = max(versions, key=_version, default=spec)
         if newest is not spec:
             return f"take its newest version, {newest.id}"
         missing = getattr(error, "name", None)

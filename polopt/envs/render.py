@@ -72,14 +72,14 @@ def save_video(pictures: list[np.ndarray], path, fps: int = 30) -> Path:
         raise ValueError(f"The video {path} ends in {path.suffix or 'nothing'!r}, but .gif and .mp4 can be written; change the name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
-        _need("PIL", "pillow", f"the video {path}")
+        _need("PIL", "pillow", f"The video {path}")
         from PIL import Image
 
         images = [Image.fromarray(picture).quantize(colors=128) for picture in pictures]
         images[0].save(path, save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0)
         return path
     for module, package in (("imageio", "imageio"), ("imageio_ffmpeg", "imageio-ffmpeg")):
-        _need(module, package, f"the video {path}", " or write a .gif")
+        _need(module, package, f"The video {path}", " or write a .gif")
     import imageio.v2 as imageio
 
     # H.264 halves the resolution of colours, so each side is even.
@@ -92,7 +92,7 @@ def save_video(pictures: list[np.ndarray], path, fps: int = 30) -> Path:
 
 def _need(module: str, package: str, what: str, otherwise: str = "") -> None:
     if module not in sys.modules and importlib.util.find_spec(module) is None:
-        raise UnusableEnvironment(f"{what[0].upper()}{what[1:]} needs the package {package}; install it with: pip install 'polopt[video]'{otherwise}.")
+        raise UnusableEnvironment(f"{what} needs the package {package}; install it with: pip install 'polopt[video]'{otherwise}.")
 
 
 # -- Gymnasium ---------------------------------------------------------------------------------------------------------
@@ -121,29 +121,38 @@ def _drawable(name: str, recipe):
         env = recipe.make(render_mode="rgb_array")
         yield env
     except gymnasium.error.DependencyNotInstalled as error:
-        raise UnusableEnvironment(f"{name} cannot be drawn: {str(error).rstrip('.')}; pip install 'polopt[video]' installs what Gymnasium draws with.") from error
+        raise UnusableEnvironment(
+            f"{name} cannot be drawn: {str(error).rstrip('.')}; pip install 'polopt[video]' installs what Gymnasium draws with."
+        ) from error
     except TypeError as error:
         if "render_mode" not in str(error) and "takes no arguments" not in str(error):
             raise
-        raise UnusableEnvironment(f"{name} cannot be drawn, for its class takes no render_mode; let __init__ take render_mode, and render give rgb_array.") from error
+        raise UnusableEnvironment(
+            f"{name} cannot be drawn, for its class takes no render_mode; let __init__ take render_mode, and render give rgb_array."
+        ) from error
     finally:
         if env is not None:
             env.close()
 
 
 def _picture(env, name: str) -> np.ndarray:
+    import gymnasium
+
     try:
         picture = env.render()
+    except gymnasium.error.DependencyNotInstalled:
+        raise
     except Exception as error:
-        if "mujoco" not in type(env.unwrapped).__module__ and "OpenGL" not in f"{error}":
-            raise
-        raise UnusableEnvironment(
-            f"{name} cannot be drawn with MUJOCO_GL={os.environ.get('MUJOCO_GL')} ({type(error).__name__}: {error}); "
-            "install the system library libegl1 or libosmesa6, and set MUJOCO_GL to egl or osmesa."
-        ) from error
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        advice = "let render give a picture when render_mode is rgb_array"
+        if "mujoco" in type(env.unwrapped).__module__:
+            advice = f"MUJOCO_GL is {os.environ.get('MUJOCO_GL')}; install the system library libegl1 or libosmesa6 and set it to egl or osmesa"
+        raise UnusableEnvironment(f"{name} cannot be drawn, for its render raised {what}; {advice}.") from error
     picture = np.asarray(picture) if picture is not None else np.zeros(0)
     if picture.ndim != 3 or picture.shape[-1] != 3:
-        raise UnusableEnvironment(f"render of {name} gave an array of shape {picture.shape}, but (height, width, 3) is expected; check its rgb_array mode.")
+        raise UnusableEnvironment(
+            f"render of {name} gave an array of shape {picture.shape}, but (height, width, 3) is expected; check its rgb_array mode."
+        )
     return np.array(picture, np.uint8)
 
 

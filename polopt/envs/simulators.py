@@ -68,7 +68,9 @@ class Recipe:
         limit = options.pop("max_episode_steps", None)
         made = entry(**options)
         if not isinstance(made, gymnasium.Env):
-            raise UnusableEnvironment(f"{self.name} gives a {type(made).__name__}, but a gymnasium.Env is expected; derive its class from gymnasium.Env.")
+            raise UnusableEnvironment(
+                f"{self.name} gives a {type(made).__name__}, but a gymnasium.Env is expected; derive its class from gymnasium.Env."
+            )
         return gymnasium.wrappers.TimeLimit(made, limit) if limit else made
 
 
@@ -341,12 +343,13 @@ class EnvPoolCopies:
         import envpool
 
         self.close()
-        with no_warnings():
+        with no_warnings():  # about the precision of bounds
             self.pool = envpool.make_gymnasium(self.task, num_envs=self.num_envs, seed=seeds, **self.options)
-        return self.pool.reset()[0]
+            self.action_space = self.pool.action_space
+            return self.pool.reset()[0]
 
     def step(self, action):
-        action = _batch_of_actions(self.pool.action_space, action, self.num_envs)
+        action = _batch_of_actions(self.action_space, action, self.num_envs)
         observation, reward, terminated, truncated, _ = self.pool.step(action)
         final = observation
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)

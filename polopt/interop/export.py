@@ -56,7 +56,7 @@ class Exported:
 
     path: Path
     format: str
-    difference: float
+    largest_difference: float
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
@@ -69,10 +69,10 @@ def export(policy, path: str | os.PathLike, format: str) -> Exported:
     if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(policy.initial_carry())):
         raise ExportError("The policy's initial carry is not zero, but whoever runs an export starts episodes with zeros; let the policy do so too.")
     content, function = {"onnx": _to_onnx, "stablehlo": _to_stablehlo, "safetensors": _to_safetensors}[format](policy)
-    difference = _largest_difference(policy, function, format)
+    largest = _largest_difference(policy, function, format)
     _write(path, content)
     inputs, outputs = _signature(policy)
-    return Exported(path, format, difference, inputs, outputs)
+    return Exported(path, format, largest, inputs, outputs)
 
 
 def load_stablehlo(path: str | os.PathLike) -> Callable:

@@ -1,0 +1,1 @@
+"""The catalogue: a folder a family, a file a paper."""

@@ -1,0 +1,1 @@
+"""What acts: distributions and the policies that give them."""

@@ -93,7 +93,7 @@ def read_record(directory) -> Record:
     if missing:
         raise NotARun(f"The file {str(path)!r} lacks {', '.join(missing)}, so it is not a run's; give a directory that `polopt train` wrote.")
     if config["format"] != 1:
-        raise NotARun(f"The run {str(directory)!r} has the format {config['format']!r}, but this polopt reads format 1; use the polopt that wrote it.")
+        raise NotARun(f"The run {str(directory)!r} has format {config['format']!r}, but this polopt reads format 1; use the polopt that wrote it.")
 
     rows, bad_rows = _lines(directory / "metrics.jsonl")
     marks, bad_marks = _lines(directory / "evaluations.jsonl")
@@ -108,7 +108,7 @@ def read_record(directory) -> Record:
     evaluations = {}
     for mark in marks:
         key = (int(mark["step"]), str(mark.get("policy", "last")), bool(mark.get("final", False)))
-        returns, lengths = (tuple(_numbers(seed or []) for seed in mark.get(k, [])) for k in ("returns", "lengths"))
+        returns, lengths = (tuple(_numbers(episodes or []) for episodes in mark.get(k) or []) for k in ("returns", "lengths"))
         if len(returns) == seeds:
             evaluations[key] = Evaluation(*key, returns, lengths)
         else:

@@ -6,7 +6,7 @@ The page is a single static file: no network, no script. It reads at phone width
 from __future__ import annotations
 
 import math
-import os
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from itertools import combinations
@@ -39,8 +39,8 @@ def learning_curve(records: Sequence[Record], path) -> None:
         end = max([s.steps.max() for s in every if s.steps.size] + [p.step for s in every for p in s.points] + [1])
         for k, (i, series) in enumerate(zip(members, every)):
             _draw(axes, series, names[i], charts.beside(k, len(members)) * end)
-        axes.set_title(_literal(records[members[0]].title if len(members) == 1 else env), loc="left", fontsize=12)
-        axes.set_title("interquartile mean over seeds, 95 % interval", loc="right", fontsize=9, color="0.35")
+        heading = records[members[0]].title if len(members) == 1 else env
+        axes.set_title(_literal(textwrap.fill(heading, 70)), loc="left", fontsize=12)
         axes.set_xlabel("environment steps per seed")
         axes.set_ylabel("return of an episode")
         axes.set_xlim(0, 1.03 * end)
@@ -50,7 +50,8 @@ def learning_curve(records: Sequence[Record], path) -> None:
         if any(p.policy == "best" for s in every for p in s.points):
             axes.plot([], [], "o", color="0.3", mfc="none", ms=9, label="hollow: best policy, not the last")
         # Below the axes a legend of any size hides no curve.
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9, handlelength=4)
+        key = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9, handlelength=4)
+        key.set_title("interquartile mean over seeds with its 95 % interval", prop={"size": 9})
     figure.savefig(path, format="png", dpi=150)
 
 
@@ -168,7 +169,7 @@ def _warnings(records: Sequence[Record], names: list[str]) -> str:
         if record.status.get("state") != "finished":
             found.append(f"{prefix}The run is not finished ({_state(record)}); its numbers are preliminary.")
         if record.unreadable:
-            found.append(f"{prefix}{_many(record.unreadable, 'line')} of the records could not be read and {'is' if record.unreadable == 1 else 'are'} left out.")
+            found.append(f"{prefix}The records hold {_many(record.unreadable, 'line')} that could not be read, left out here.")
     items = "".join(f"<li>{escape(text)}</li>" for text in found)
     return f'<section class="warnings" aria-label="Warnings"><ul>{items}</ul></section>' if found else ""
 
@@ -264,7 +265,8 @@ def _curves(records: Sequence[Record], names: list[str]) -> str:
         wide = line_chart(series, 900, 380, label, "environment steps per seed")
         narrow = line_chart(series, 360, 290, label, "environment steps per seed")
         key = _legend(names, members) if len(records) > 1 else ""
-        figures.append(f'<figure><figcaption>{escape(env)}: return of an episode</figcaption>{key}<div class="wide">{wide}</div><div class="narrow">{narrow}</div></figure>')
+        pictures = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+        figures.append(f"<figure><figcaption>{escape(env)}: return of an episode</figcaption>{key}{pictures}</figure>")
     text = (
         "The strong line is the interquartile mean over seeds of the return during training, the band its 95 % bootstrap interval, thin lines are"
         " seeds. Filled marks are evaluations of the last policy, larger hollow marks of the best one, with their intervals."
@@ -411,7 +413,8 @@ def _css() -> str:
 
     runs = "".join(f".r{i}{{--c:var(--r{i})}}" for i in range(6))
     return (
-        f":root{{color-scheme:light dark;--ink:#16191d;--quiet:#59616b;--paper:#fff;--rule:#d9dde2;--soft:#f3f5f7;--warn:#8a4b00;{palette(charts.COLOURS)}}}"
+        ":root{color-scheme:light dark;--ink:#16191d;--quiet:#59616b;--paper:#fff;--rule:#d9dde2;--soft:#f3f5f7;--warn:#8a4b00;"
+        f"{palette(charts.COLOURS)}}}"
         "@media(prefers-color-scheme:dark){:root{--ink:#e7eaee;--quiet:#a4adb8;--paper:#14171b;--rule:#363c44;--soft:#1e2329;--warn:#ffb86b;"
         f"{palette(_DARK)}}}}}{runs}{_RULES}"
     )
@@ -470,6 +473,8 @@ svg text{font-size:12px;fill:var(--quiet)}
 .wide{display:none}
 @media(min-width:640px){.wide{display:block}.narrow{display:none}}
 @media(max-width:639px){
+th,td{padding-right:.6em}
+th[scope=row]{white-space:normal}
 .cards,.cards tbody,.cards tr,.cards th[scope=row]{display:block}
 .cards thead{position:absolute;clip-path:inset(50%);width:1px;height:1px;overflow:hidden}
 .cards tr{border-bottom:1px solid var(--rule);padding:.5em 0}

@@ -252,13 +252,26 @@ class Run:
 
 
 def summary(returns: np.ndarray) -> dict[str, Any]:
-    """Statistics of returns (seeds, episodes): per-seed means, their mean and interquartile mean with a 95 % bootstrap interval."""
+    """Statistics of returns (seeds, episodes): per-seed means, and over the finite ones their mean and interquartile mean with a 95 % bootstrap interval."""
     means = returns.mean(axis=1)
-    low, high = bootstrap_interval(means)
-    return {"per_seed": means.tolist(), "mean": float(means.mean()), "iqm": float(interquartile_mean(means)), "interval": [float(low), float(high)]}
+    finite = means[np.isfinite(means)]
+    if not finite.size:
+        raise RunError("No seed has a finite return: the environment gives rewards that are not numbers.")
+    low, high = bootstrap_interval(finite)
+    return {"per_seed": means.tolist(), "mean": float(finite.mean()), "iqm": float(interquartile_mean(finite)), "interval": [float(low), float(high)]}
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs are kept on disk, so that the same training starts again at once. JAX's own setting takes precedence."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polopt" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _train(run: Run, method, task, *, quiet: bool, resume: bool) -> Run:
+    _keep_compiled_programs()
     config = run.config
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])

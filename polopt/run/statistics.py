@@ -84,9 +84,7 @@ def estimate(scores, statistic: Callable = interquartile_mean, **options) -> Est
     return Estimate(float(statistic(_scores(scores), axis=(0, 1))), low, high)
 
 
-def probability_of_improvement(
-    x, y, confidence: float = 0.95, resamples: int = RESAMPLES, rng_seed: int = 0
-) -> Estimate:
+def probability_of_improvement(x, y, confidence: float = 0.95, resamples: int = RESAMPLES, rng_seed: int = 0) -> Estimate:
     """How likely a seed of x beats a seed of y: P(X > Y) + P(X = Y) / 2 over all pairs, averaged over tasks.
 
     x: (seeds of x,) or (seeds of x, tasks); y: the same with its own number of seeds and as many tasks.
@@ -122,9 +120,7 @@ def paired_effect(x, y, statistic: Callable = interquartile_mean, **options) -> 
     """
     x, y = _scores(x, "x"), _scores(y, "y")
     if x.shape != y.shape:
-        raise ValueError(
-            f"x has (seeds, tasks) = {x.shape} and y has {y.shape}; a paired effect needs the same seeds and tasks on both sides."
-        )
+        raise ValueError(f"x has (seeds, tasks) = {x.shape} and y has {y.shape}; a paired effect needs the same seeds and tasks on both sides.")
     return estimate(x - y, statistic, **options)
 
 

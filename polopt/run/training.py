@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.envs.errors import ActionError
+from polopt.envs.host import clear_errors
 from polopt.run import records
 from polopt.run.checkpoint import Checkpoints
 from polopt.run.evaluate import episode_returns
 
 EPISODE = ("episode/return", "episode/length", "episode/count")
-CHUNKS = 200  # a run is cut into about this many compiled calls
+CHUNKS = 100  # a run is cut into about this many compiled calls
 
 
 class TrainingFailed(RuntimeError):
@@ -63,8 +65,12 @@ class Seeds:
             return self.task
         return dataclasses.replace(self.task, env=self.task.env.with_slot(slot))
 
-    def compile(self, function: Callable, *args, shared=()):
-        """`function(task, *args)` compiled for all seeds; arguments whose position is in `shared` carry no seed axis."""
+    def compile(self, function: Callable, *args, shared=(), rescue: Callable | None = None):
+        """`function(task, *args)` compiled for all seeds; arguments whose position is in `shared` carry no seed axis.
+
+        rescue: `rescue(index, error, values)` gives the result of a seed whose policy gave a host simulator actions that are not
+        finite; it is also asked beforehand, with the error None, and may then answer for the seed instead of letting it run.
+        """
         if self.together:
             axes = (None, *(None if i in shared else 0 for i in range(len(args))))
             compiled = jax.jit(jax.vmap(function, in_axes=axes)).lower(self.task, *args).compile()
@@ -76,7 +82,14 @@ class Seeds:
             parts = []
             for seed in range(self.count):
                 mine = [v if i in shared else self.pick(v, seed) for i, v in enumerate(values)]
-                parts.append(jax.block_until_ready(compiled(self.task_of(seed), *mine)))
+                result = rescue(seed, None, mine) if rescue else None
+                try:
+                    with clear_errors():
+                        parts.append(result or jax.block_until_ready(compiled(self.task_of(seed), *mine)))
+                except ActionError as error:
+                    if rescue is None:
+                        raise
+                    parts.append(rescue(seed, error, mine))
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
         return in_turn
@@ -148,7 +161,8 @@ class Training:
         """Train to the end or to a stop: "finished" or "interrupted". TrainingFailed when no seed is left."""
         began = time.perf_counter()
         size = self.plan.chunk
-        chunk = self.seeds.compile(lambda task, method, state, n: run_chunk(task, method, state, n, size), self.method, self.state, jnp.int32(0), shared=(0, 2))
+        arguments = (self.method, self.state, jnp.int32(0))
+        chunk = self.seeds.compile(lambda task, *rest: run_chunk(task, *rest, size), *arguments, shared=(0, 2), rescue=self._rescue)
         refresh = None if self.seeds.together else self.seeds.compile(lambda task, state: self.method.refresh(task, state), self.state)
         self.compile_seconds += time.perf_counter() - began
         if refresh and self.iteration:
@@ -183,6 +197,21 @@ class Training:
                 "The last good state is kept. Try a smaller learning rate, or normalise observations and rewards."
             )
 
+    def _rescue(self, index: int, error, values):
+        """For a stopped seed the state as it was and no metrics; None to let the seed run."""
+        seed = self.seed_numbers[index]
+        if error is not None:
+            self._stop(seed, f"the action was not finite after step {self.iteration * self.method.steps_per_iteration}")
+        if seed not in self.stopped:
+            return None
+        task = self.seeds.task_of(index)
+        metrics = jax.eval_shape(self.method.step, task, values[1])[1]
+        return values[1], jax.tree.map(lambda m: jnp.full((self.plan.chunk, *m.shape), jnp.nan, m.dtype), metrics)
+
+    def _stop(self, seed: int, why: str) -> None:
+        self.stopped[seed] = why
+        self.progress.note(f"Seed {seed} stopped: {why}. Its last good state is kept; the others go on.")
+
     def _keep_good(self, before, after, log):
         """The new state, but the old one for every seed whose metrics are not finite: that seed has stopped."""
         failed = np.zeros(len(self.seed_numbers), bool)
@@ -194,8 +223,7 @@ class Training:
                 if seed not in self.stopped:
                     first = self.iteration + int(np.argmax(bad[index])) + 1
                     value = rows[index, np.argmax(bad[index])]
-                    self.stopped[seed] = f"{name} was {value} at step {first * self.method.steps_per_iteration}"
-                    self.progress.note(f"Seed {seed} stopped: {self.stopped[seed]}. Its last good state is kept; the others go on.")
+                    self._stop(seed, f"{name} was {value} at step {first * self.method.steps_per_iteration}")
         failed |= np.array([seed in self.stopped for seed in self.seed_numbers])
         if not failed.any():
             return after

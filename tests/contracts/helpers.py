@@ -32,14 +32,15 @@ def small(name: str, on: ControlTask, **changes):
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
+_compiled: dict = {}
+
+
 def run(method, on: ControlTask, seed: int = 0, iterations: int = 3):
-    """The state after some iterations."""
-
-    @jax.jit
-    def go(method, key):
-        return jax.lax.fori_loop(0, iterations, lambda _, state: method.step(on, state)[0], method.init(on, key))
-
-    return go(method, jax.random.key(seed))
+    """The state after some iterations. One compilation serves every seed, length and value of the float fields."""
+    key = (id(on), jax.tree.structure(method))
+    if key not in _compiled:
+        _compiled[key] = jax.jit(lambda m, k, n: jax.lax.fori_loop(0, n, lambda _, state: m.step(on, state)[0], m.init(on, k)))
+    return _compiled[key](method, jax.random.key(seed), iterations)
 
 
 def arrays(tree) -> list[np.ndarray]:

@@ -112,7 +112,7 @@ class Broken(gymnasium.Env):
 
     def __init__(self, fault):
         self.fault = fault
-        self.observation_space = spaces.Discrete(4) if fault == "outside" else spaces.Box(-1, 1, (4,), np.uint8 if fault == "fraction" else np.float32)
+        self.observation_space = spaces.Discrete(4) if fault == "outside" else spaces.Box(0, 1, (4,), np.uint8 if fault == "fraction" else np.float32)
         if fault == "start":
             raise OSError("no display")
 

@@ -1,5 +1,6 @@
 """Host simulators inside compiled programs: nothing is lost on the way, and what breaks says so."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def sample(name, **options):
     return make(f"{SAMPLES}:{name}", **options)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def random_actions(env, key, steps, num_envs):
     return jax.vmap(jax.vmap(lambda k: spaces.sample(env.action_space, k)))(jax.random.split(key, (steps, num_envs)))
 
@@ -33,14 +35,14 @@ def act(env, state, actions):
     return jax.lax.scan(lambda s, a: env.step(s, a, jax.random.key(0)), state, actions)
 
 
+@jax.jit
+def run(env, key, actions):
+    state, first = env.reset(key, jax.tree.leaves(actions)[0].shape[1])
+    return first, act(env, state, actions)[1]
+
+
 def rollout(env, key, actions):
     """First observations and time-major Timesteps of an episode start and given actions, in one compiled program."""
-
-    @jax.jit
-    def run(env, key, actions):
-        state, first = env.reset(key, jax.tree.leaves(actions)[0].shape[1])
-        return first, act(env, state, actions)[1]
-
     return jax.tree.map(np.asarray, run(env, key, actions))
 
 
@@ -151,7 +153,8 @@ def test_inside_while_and_cond():
 
         def step(loop):
             state, t, _ = loop
-            state, after = jax.lax.cond(t % 2 == 0, lambda s: env.step(s, jnp.zeros(2, jnp.int32), key), lambda s: env.step(s, jnp.ones(2, jnp.int32), key), state)
+            left, right = (lambda s, a=a: env.step(s, jnp.full(2, a), key) for a in (0, 1))
+            state, after = jax.lax.cond(t % 2 == 0, left, right, state)
             return state, t + 1, after.terminated.any()
 
         return jax.lax.while_loop(lambda loop: ~loop[2] & (loop[1] < 300), step, (state, jnp.int32(0), jnp.bool(False)))[1:]
@@ -305,6 +308,25 @@ def test_only_the_newest_state_can_be_stepped():
         env.step(start, action, None)
     with pytest.raises(SimulatorError, match="nothing runs there; call reset first"), clear_errors():
         env.step(start, action, None)
+
+
+def test_a_reset_in_the_middle_of_a_program():
+    """It waits for the state that it follows."""
+    env = make("gym:CartPole-v1")
+    actions = jnp.zeros((5, 2), jnp.int32)
+
+    @jax.jit
+    def thrice(env, keys):
+        state, seen = None, []
+        for key in keys:
+            state, _ = env.reset(key, 2, after=state)
+            state, steps = act(env, state, actions)
+            seen.append(steps.observation)
+        return seen
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    for key, seen in zip(keys, thrice(env, keys)):
+        np.testing.assert_array_equal(seen, rollout(env, key, actions)[1].observation)
 
 
 def test_vmap_is_refused():

@@ -73,7 +73,7 @@ def test_what_cannot_be_drawn_says_what_can():
         frames("probe:value", lambda o: 0)
     with pytest.raises(UnusableEnvironment, match="takes no render_mode"):
         frames(f"{SAMPLES}:BothEnds", lambda o: 0)
-    with pytest.raises(UnusableEnvironment, match=r"render of .*:Walk gave"):
+    with pytest.raises(UnusableEnvironment, match=r":Walk cannot be drawn, for its render raised NotImplementedError; let render give"):
         frames(f"{SAMPLES}:Walk", lambda o: 0.0)
 
 

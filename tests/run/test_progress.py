@@ -96,9 +96,9 @@ def test_the_live_view(monkeypatch):
         p.compiling()
         p.update(50_000, 2.0, [10.0, 20.0, 30.0, 40.0])
         p.evaluated(50_000, 33.0, 30.0, 36.0)
-        p.note("Seed [2] stopped.")
+        p.note("Seed [bold] stopped.")
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out.getvalue())
-    assert "compiling for 0 s" in text and "Seed [2] stopped." in text
+    assert "compiling for 0 s" in text and "Seed [bold] stopped." in text
     last = text[text.rindex("ppo on [CartPole-v1]") :]
     for words in ("50k of 100k steps  50 %  2 s left", "100k steps/s", "return 25.0 (10.0 to 40.0)", "evaluated 33.0 (30.0 to 36.0) at 50k"):
         assert words in last

@@ -86,14 +86,15 @@ def test_json_files_keep_every_digit_and_say_infinity_in_words(tmp_path):
     assert float(read_json(path)["b"]) == float("inf")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(moment, tmp_path, monkeypatch):
     path = tmp_path / "status.json"
     write_json_atomic(path, {"state": "running"})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, moment, full)
     with pytest.raises(OSError):
         write_json_atomic(path, {"state": "finished"})
     assert read_json(path) == {"state": "running"}
@@ -111,7 +112,7 @@ def test_what_is_not_a_run_gets_a_sentence(tmp_path, make_run):
     with pytest.raises(NotARun, match="lacks format, method, env, seeds"):
         read_record(tmp_path)
     write_json_atomic(tmp_path / "run.json", {"format": 2, "method": "ppo", "env": "x", "seeds": [0]})
-    with pytest.raises(NotARun, match="format 2, but this polopt reads format 1"):
+    with pytest.raises(NotARun, match="has format 2, but this polopt reads format 1"):
         read_record(tmp_path)
     directory = make_run("odd", seeds=2)
     append_line(directory / "metrics.jsonl", {"step": 10**6, "return": [1.0, 2.0, 3.0]})

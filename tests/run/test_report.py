@@ -140,7 +140,7 @@ def test_trouble_is_told(make_run, page):
     p = page(directory)
     assert "Seed 2 stopped: loss/value was nan at step 4096." in p.text
     assert "not finished (interrupted at step 20,000 after 10.0 s of training)" in p.text
-    assert "1 line of the records could not be read and is left out" in p.text
+    assert "The records hold 1 line that could not be read, left out here." in p.text
     assert p.row("2 (stopped)") == ["2 (stopped)", "–", "–"]
     assert p.row("mean")[1] == "3.000" and "interquartile mean over 4 of 5 seeds" in p.text
 

@@ -74,6 +74,10 @@ def test_tasks_are_strata():
     # Seeds do not differ within a task, so new seeds would change nothing, however much the tasks differ.
     scores = np.tile([0.0, 10.0, 500.0], (6, 1))
     assert bootstrap_interval(scores, np.mean) == (170.0, 170.0)
+    # Each task draws its own seeds, so four tasks with equal scores halve the interval.
+    one = np.random.default_rng(0).normal(size=10)
+    width_of_one, width_of_four = (np.ptp(bootstrap_interval(x, np.mean)) for x in (one, np.tile(one[:, None], 4)))
+    assert width_of_four == pytest.approx(width_of_one / 2, rel=0.05)
 
 
 def test_many_resamples_of_many_tasks_in_blocks():

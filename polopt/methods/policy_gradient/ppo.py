@@ -13,8 +13,9 @@ With r = pi(a|s) / pi_old(a|s) and advantages A from generalised advantage estim
     L       = L_clip + c_v L_V - c_e H,                       L_V = 0.5 E[ (V(s) - R)^2 ],  R = A + V_old(s)
 
 The advantages are standardised in each minibatch. Defaults: with continuous actions those of the paper's MuJoCo study (its
-2048 steps are collected by 8 environments), with images those of its Atari study, else 8 environments of 128 steps and 4
-epochs of 4 minibatches.
+2048 steps are collected by 8 environments) with running normalisation of observations and rewards; with images those of its
+Atari study; else 8 environments of 128 steps, 4 epochs of 4 minibatches, and rewards normalised, because a value loss of
+large returns would otherwise take the whole of the clipped gradient.
 """
 
 from __future__ import annotations
@@ -87,12 +88,12 @@ def kl_penalty(task: ControlTask | None = None) -> OnPolicy:
 
 
 def _compose(surrogate, task: ControlTask | None) -> OnPolicy:
-    discrete = OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), entropy_coefficient=0.01)
+    discrete = OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), entropy_coefficient=0.01, normalise_rewards=True)
     if task is None:
         return discrete
     if isinstance(task.env.action_space, spaces.Box):
         return OnPolicy(surrogate, GAE(), Adam(), num_steps=256, epochs=10, minibatches=32, normalise_observations=True, normalise_rewards=True)
     if spaces.images(task.env.observation_space):
         surrogate = Clip(0.1) if isinstance(surrogate, Clip) else surrogate
-        return OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), value_coefficient=1.0, entropy_coefficient=0.01, epochs=3)
+        return OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), value_coefficient=1.0, entropy_coefficient=0.01, epochs=3, normalise_rewards=True)
     return discrete
