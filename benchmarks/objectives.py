@@ -28,9 +28,9 @@ BATCH, TIME, GROUP = 256, 1024, 8
 
 EXP = "exp: arithmetic that a copy has not, see the rows of one primitive"
 EXPM1 = "expm1 costs more arithmetic than exp, see the rows of one primitive"
-SCAN = "the recurrence is {time} steps that wait for each other, and runs time-major: two transposes in, one out"
-TWICE = "two recurrences, each of {time} dependent steps with transposes around them"
-SUM = "sums and what uses them are passes one after the other"
+SCAN = "the recurrence is {time} steps that wait for each other, and reads and writes columns of rows"
+TWICE = "two recurrences, each of {time} steps that wait for each other, on columns of rows"
+SUM = "sums, and passes that wait for them: see the rows of one primitive"
 SEGMENTS = "segments are numbered by a cumulative sum and summed by scatter and gather, an element at a time on CPU"
 SORT = "rows are sorted, n log n"
 CALL = "256 numbers: the fixed cost of a call, see the row of an empty call"
@@ -73,7 +73,10 @@ def rows():
     yield Row("one primitive: copy", jnp.copy, "a")
     yield Row("one primitive: exp", jnp.exp, "a", EXP)
     yield Row("one primitive: expm1", jnp.expm1, "a", EXPM1)
-    yield Row("one primitive: transpose", lambda x: jnp.copy(x.T), "a", "strides")
+    yield Row("one primitive: log1p", lambda x: jnp.log1p(x * x), "a", LOG)
+    yield Row("one primitive: sum", jnp.sum, "a", SUM)
+    yield Row("one primitive: cumulative sum", lambda x: jnp.cumsum(x.reshape(-1)), "a", SEGMENTS)
+    yield Row("one primitive: sort", lambda x: jnp.sort(x, axis=-1), "a", SORT)
     yield Row("an empty call", lambda x: x + 1, "score", CALL)
     yield Row("policy_gradient", s.policy_gradient, "log_prob advantage")
     yield Row("importance_weighted", s.importance_weighted, tokens, EXP)
@@ -111,7 +114,8 @@ def rows():
     for name in d.ESTIMATORS:
         if name != "k1":
             why = {"k2": "", "k3": EXPM1}.get(name, EXP)
-            yield Row(f"kl_loss, {name}", lambda x, r, o, n=name: d.kl_loss(x, r, old_log_prob=o, estimator=n), "log_prob ref old", why)
+            inputs = "log_prob ref" if name in ("k2", "k3") else "log_prob ref old"
+            yield Row(f"kl_loss, {name}", lambda x, r, o=None, n=name: d.kl_loss(x, r, old_log_prob=o, estimator=n), inputs, why)
     yield Row("categorical_kl", d.categorical_kl, "log_p log_q", EXP)
     yield Row("unnormalised_kl", d.unnormalised_kl, "log_p log_q", EXP)
     yield Row("gaussian_kl", d.gaussian_kl, "a values target advantage", f"{EXP}; {EXPM1}")
@@ -267,7 +271,8 @@ def other_table(package, make, x, repeats):
     t["outcome"] = torch.zeros_like(t["rewards"])
     t["outcome"][:, 0] = t["score"]
     x = {**x, "weight": x["mask"].astype(jnp.float32)}
-    print(f"\n{package} {version(package)}, values only{'':14}{'ours, JAX us':>14}{'ours, torch us':>16}{'theirs us':>12}{'theirs/JAX':>12}{'difference':>12}")
+    columns = f"{'ours, JAX us':>14}{'ours, torch us':>16}{'theirs us':>12}{'theirs/JAX':>12}{'difference':>12}"
+    print(f"\n{f'{package} {version(package)}, values only':36}{columns}")
 
     def first(y):
         return y[0] if isinstance(y, tuple) else y

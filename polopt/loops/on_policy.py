@@ -145,10 +145,11 @@ class OnPolicy:
 
     # -- the protocol of methods ---------------------------------------------------------------------------------------
 
+    takes = ControlTask
+    needs = "an environment (--env)"
+
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
-        if not isinstance(task, ControlTask):
-            return f"needs an environment, but was given {type(task).__name__}. Give one with --env"
         if task.env.objectives:
             return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
         if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:

@@ -269,7 +269,7 @@ def group_relative(
         scale: 'group' divides by the group's deviation (GRPO); 'batch' by that of the centred rewards of all completions (Lite PPO, arXiv
             2508.08221); 'none' not at all (Dr. GRPO, arXiv 2503.20783). `reduction.standardise` of the latter over all tokens is
             REINFORCE++-baseline (arXiv 2501.03262).
-        ddof: std = sqrt( sum (r - mean)^2 / (n - ddof) ). Libraries have 0 or 1: a pair gets +-1 or +-0.707.
+        ddof: std = sqrt( sum (r - mean)^2 / (n - ddof) ), where there is a scale. Libraries have 0 or 1: a pair gets +-1 or +-0.707.
         epsilon: added to the deviation. Libraries have 1e-4, 1e-6, 1e-9.
         group_of_one: 'zero', or 'raw' for the reward itself, which some libraries give.
         mask: (batch,), 0 for completions that are left out of every statistic; they get 0.

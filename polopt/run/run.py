@@ -103,9 +103,12 @@ def fit(
 
 def compose(method, task, changes: dict[str, Any]):
     """The method for a task, with changed hyperparameters, checked and matched against the task."""
+    name = method if isinstance(method, str) else type(method).__name__
+    general = registry.load(method)(None) if isinstance(method, str) else method
+    if not isinstance(task, general.takes):
+        raise RunError(f"The method {name} needs {general.needs}, but was given {type(task).__name__}.")
     composed = registry.load(method)(task) if isinstance(method, str) else method
     composed = parts.replace(composed, changes)
-    name = method if isinstance(method, str) else type(method).__name__
     reason = composed.refuse(task)
     if reason:
         raise RunError(f"The method {name} {reason}.")

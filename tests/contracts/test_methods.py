@@ -130,8 +130,10 @@ def test_every_field_changes_the_computation(name):
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
     found = []
-    for env in ("probe:action", "probe:action-continuous"):
-        found.append((task(env), small(name, task(env))))
+    for env in ("probe:credit", "probe:action-continuous"):
+        on = task(env)
+        large = {"step_rule__learning_rate": 0.1} if "step_rule.learning_rate" in parts.fields(small(name, on)) else {}  # so that what bounds a step binds
+        found.append((on, small(name, on, **large)))
     known = parts.fields(found[0][1])
     if "network.core" in known:
         found.append((task(), small(name, task(), network__core="gru", critic_network__core="lstm")))

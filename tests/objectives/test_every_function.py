@@ -465,8 +465,6 @@ def test_what_is_masked_never_matters(name):
 def test_any_shape(seed, batch, time, name):
     """NumPy and PyTorch, which need no compiling, on shapes of every size."""
     arrays = draw(CASES[name], seed, batch=batch, time=time)
-    if name.startswith("conjugate"):
-        return
     for x, y in zip(outputs(CASES[name].call(*arrays)), outputs(CASES[name].call(*map(torch.from_numpy, arrays))), strict=True):
         close(y, x, 1e-9)
 

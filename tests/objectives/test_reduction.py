@@ -46,6 +46,16 @@ def test_token_mean_of_ones():
     assert reduce(ones, mask, "token", count=ones.size) == 0.375
 
 
+def test_the_constant_is_the_callers():
+    """CONFORMANCE: Dr. GRPO divides by the maximum length; the padded width of the batch at hand changes with the split."""
+    loss, lengths = np.ones((2, 4)), np.array([1, 4])
+    mask = np.arange(4) < lengths[:, None]
+    parts = [(loss[:1, :1], mask[:1, :1]), (loss[1:], mask[1:])]  # each micro-batch is as wide as it needs
+    assert sum(reduce(x, m, "constant", count=2, scale=8) for x, m in parts) == reduce(loss, mask, "constant", scale=8) == 5 / 16
+    assert sum(reduce(x, m, "constant", count=2, scale=x.shape[1]) for x, m in parts) == 1.0
+    assert reduce(loss, mask, "constant", scale=loss.shape[1]) == 5 / 8
+
+
 def test_empty_sequences_count_for_nothing():
     loss, mask = np.ones((3, 4)), np.zeros((3, 4))
     for mode, scale in (("token", None), ("sequence", None), ("constant", 4.0)):
