@@ -23,3 +23,8 @@ os.environ["SDL_VIDEODRIVER"] = "dummy"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax-tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+from jaxtyping import install_import_hook  # noqa: E402 - the environment comes first
+
+# Annotations of these rooms are checked at every call; the others speak in protocols, which cannot be checked at run time.
+install_import_hook(["polopt.core", "polopt.critics", "polopt.optim", "polopt.interop"], "beartype.beartype")

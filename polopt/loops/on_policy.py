@@ -1,7 +1,7 @@
 """The on-policy loop: collect, judge, improve.
 
-One iteration acts `num_steps` steps in `num_envs` copies of the environment, estimates advantages, and makes `epochs`
-passes of `minibatches` steps each over that data. What a paper changes is a part: the surrogate, the advantage, the step.
+One iteration acts `num_steps` steps in `num_envs` copies of the environment, estimates advantages, and improves actor and critic
+on that data. What a paper changes is a part: the surrogate, the advantage, the improver.
 """
 
 from __future__ import annotations
@@ -52,12 +52,22 @@ class Advantage(Protocol):
     def __call__(self, rewards, values, next_values, terminated, ended) -> tuple[jax.Array, jax.Array]: ...
 
 
-class Step(Protocol):
-    """How parameters move along a gradient of the loss."""
+class Improver(Protocol):
+    """How the learner is improved on a batch. `init` gives its state: an optimiser's, or () without one.
 
-    def init(self, params) -> Any: ...
+    The loop gives it what can be differentiated: `loop.loss` of the whole learner, and apart `loop.policy_loss`, `loop.mean_kl`
+    and `loop.value_loss`.
+    """
 
-    def update(self, gradient, state, params, progress) -> tuple[Any, Any]: ...
+    def init(self, learner: Learner) -> Any: ...
+
+    def refuse(self, samples: int) -> str | None:
+        """Why it cannot split a batch of so many samples (or sequences); None when it can."""
+        ...
+
+    def __call__(self, loop: OnPolicy, state, learner: Learner, surrogate_state, batch: Batch, progress, key) -> tuple[Learner, Any, dict]:
+        """(learner, state, diagnostics averaged over the steps)."""
+        ...
 
 
 class Rollout(NamedTuple):
@@ -110,7 +120,7 @@ class Acting(NamedTuple):
 
 class State(eqx.Module):
     learner: Learner
-    optimiser: Any
+    improver: Any
     surrogate: Any
     normaliser: Normaliser
     reward_statistics: RunningStatistics
@@ -125,19 +135,16 @@ class OnPolicy:
 
     surrogate: Surrogate
     advantage: Advantage
-    step_rule: Step
+    improver: Improver
     network: Network = Network()
     critic_network: Network = Network()
     num_envs: int = hyper(8, at_least=1)  # copies of the environment that act at once
     num_steps: int = hyper(128, at_least=1)  # steps each copy acts in an iteration
-    epochs: int = hyper(4, at_least=1)  # passes over an iteration's data
-    minibatches: int = hyper(4, at_least=1)  # steps of the optimiser in a pass
     critic: bool = True  # learn a value function as baseline
     value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
     value_clip: float | None = hyper(None, above=0)  # keep the new value this close to the old one; none to leave it free
     entropy_coefficient: float = hyper(0.0, at_least=0)  # weight of the entropy bonus
     standardise: str = hyper("minibatch", choices=("minibatch", "batch", "none"))  # over what advantages get mean 0 and deviation 1
-    target_kl: float | None = hyper(None, above=0)  # stop an iteration's updates once the KL estimate exceeds this
     normalise_observations: bool = False  # running mean and variance of observations
     normalise_rewards: bool = False  # divide rewards by the running deviation of the discounted return
     bounds: str = hyper("clip", choices=("clip", "squash"))  # how actions are kept inside a box
@@ -154,10 +161,9 @@ class OnPolicy:
             return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
         if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:
             return f"cannot squash actions into the unbounded space of {task.env.name}. Set bounds to clip"
-        if self.recurrent and self.num_envs % self.minibatches:
-            return f"with a recurrent network splits the environments into minibatches, but {self.num_envs} environments do not divide into {self.minibatches}"
-        if not self.recurrent and (self.num_envs * self.num_steps) % self.minibatches:
-            return f"collects {self.num_envs} x {self.num_steps} samples, which do not divide into {self.minibatches} minibatches"
+        reason = self.improver.refuse(self.num_envs if self.recurrent else self.steps_per_iteration)
+        if reason:
+            return reason + (" of whole environments, as a recurrent network needs" if self.recurrent else "")
         return None
 
     @property
@@ -177,7 +183,7 @@ class OnPolicy:
         statistics = RunningStatistics.start(spaces.size(env.observation_space)) if self.normalise_observations else None
         return State(
             learner=learner,
-            optimiser=self.step_rule.init(learner),
+            improver=self.improver.init(learner),
             surrogate=self.surrogate.init(),
             normaliser=Normaliser(env.observation_space, statistics),
             reward_statistics=RunningStatistics.start(1),
@@ -192,10 +198,11 @@ class OnPolicy:
         acting, rollout, episodes = self.collect(task.env, state, k_collect)
         batch, reward_statistics, discounted_return, explained = self.judge(state, before, rollout)
         progress = state.iteration * self.steps_per_iteration / task.steps
-        learner, optimiser, metrics = self.improve(state, batch, jnp.clip(progress, 0.0, 1.0), k_improve)
+        progress = jnp.clip(progress, 0.0, 1.0)
+        learner, improver, metrics = self.improver(self, state.improver, state.learner, state.surrogate, batch, progress, k_improve)
         state = State(
             learner=learner,
-            optimiser=optimiser,
+            improver=improver,
             surrogate=self._adapt_surrogate(state.surrogate, learner, batch),
             normaliser=state.normaliser.update(jax.tree.map(_flat, rollout.observation)),
             reward_statistics=reward_statistics,
@@ -293,59 +300,55 @@ class OnPolicy:
         statistics = statistics.update(returns.reshape(-1, 1))
         return jnp.clip(rewards / jnp.sqrt(statistics.variance[0] + 1e-8), -10.0, 10.0), statistics, discounted_return
 
-    def improve(self, state: State, batch: Batch, progress, key):
-        """`epochs` passes of minibatch steps: (learner, optimiser state, mean diagnostics)."""
-        samples = batch.start.shape[0]
-        orders = _permutations(key, self.epochs, samples).reshape(self.epochs * self.minibatches, samples // self.minibatches)
-
-        def descend(carry, chosen):
-            learner, optimiser, stopped = carry
-            minibatch = jax.tree.map(lambda x: x[chosen], batch)
-            gradient, metrics = jax.grad(self.loss, has_aux=True)(learner, state.surrogate, minibatch)
-            moved = self.step_rule.update(gradient, optimiser, learner, progress)
-            if self.target_kl is not None:
-                stopped = stopped | (metrics["kl"] > self.target_kl)
-                moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
-            return (*moved, stopped), metrics
-
-        (learner, optimiser, _), metrics = jax.lax.scan(descend, (state.learner, state.optimiser, jnp.array(False)), orders)
-        return learner, optimiser, jax.tree.map(jnp.mean, metrics)
+    # -- what improvers differentiate ----------------------------------------------------------------------------------
 
     def loss(self, learner: Learner, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of a minibatch: surrogate + value_coefficient * value loss - entropy_coefficient * entropy."""
-        distribution = self._forward(learner.actor, 0, batch)
-        raw, old_log_prob, old_distribution, old_values, advantages, targets = self._samples(batch[3:])
+        """policy_loss + value_coefficient * value_loss, with diagnostics."""
+        total, metrics = self.policy_loss(learner.actor, surrogate_state, batch)
+        if learner.critic is not None:
+            value_loss = self.value_loss(learner.critic, batch)
+            total = total + self.value_coefficient * value_loss
+            metrics["loss/value"] = value_loss
+        return total, metrics
+
+    def policy_loss(self, actor: Actor, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean surrogate - entropy_coefficient * entropy, with diagnostics."""
+        distribution = self._forward(actor, 0, batch)
+        raw, old_log_prob, old_distribution, advantages = self._samples((batch.raw_action, batch.log_prob, batch.distribution, batch.advantage))
         if self.standardise == "minibatch":
             advantages = reduction.standardise(advantages)
         log_prob = jax.vmap(lambda d, r: d.log_prob(r))(distribution, raw)
         update = Update(log_prob, old_log_prob, advantages, distribution, old_distribution)
-        policy_loss, metrics = self.surrogate.loss(surrogate_state, update)
-        policy_loss = jnp.mean(policy_loss)
+        surrogate, metrics = self.surrogate.loss(surrogate_state, update)
+        surrogate = jnp.mean(surrogate)
         entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(distribution))
-        total = policy_loss - self.entropy_coefficient * entropy
         metrics = {
-            "loss/policy": policy_loss,
+            "loss/policy": surrogate,
             "entropy": entropy,
             "kl": jnp.mean(divergences.k3(old_log_prob, log_prob)),
             "ratio_deviation": jnp.mean(jnp.abs(jnp.exp(log_prob - old_log_prob) - 1)),
             **metrics,
         }
-        if learner.critic is not None:
-            new_values = self._forward(learner.critic, 1, batch)
-            if self.value_clip is None:
-                value_loss = jnp.mean(values.squared(new_values, targets))
-            else:
-                value_loss = jnp.mean(values.clipped_squared(new_values, old_values, targets, self.value_clip))
-            total = total + self.value_coefficient * value_loss
-            metrics["loss/value"] = value_loss
-        return total, metrics
+        return surrogate - self.entropy_coefficient * entropy, metrics
+
+    def value_loss(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
+        """Half the mean squared error to the targets, clipped around the old values if `value_clip` says so."""
+        new_values = self._forward(critic, 1, batch)
+        old_values, targets = self._samples((batch.value, batch.target))
+        if self.value_clip is None:
+            return jnp.mean(values.squared(new_values, targets))
+        return jnp.mean(values.clipped_squared(new_values, old_values, targets, self.value_clip))
+
+    def mean_kl(self, actor: Actor, batch: Batch) -> jax.Array:
+        """The exact KL(old || new), averaged over the states of the batch."""
+        old, new = self._samples(batch.distribution), self._forward(actor, 0, batch)
+        return jnp.mean(jax.vmap(lambda o, n: o.kl(n))(old, new))
 
     def _adapt_surrogate(self, surrogate_state, learner: Learner, batch: Batch):
-        """What adapts in the surrogate, told the exact mean KL(old || new) over the whole batch after the last step."""
+        """What adapts in the surrogate, told the mean KL over the whole batch after the last step."""
         if not jax.tree.leaves(surrogate_state):
             return surrogate_state
-        old, new = self._samples(batch.distribution), self._forward(learner.actor, 0, batch)
-        return self.surrogate.adapt(surrogate_state, jnp.mean(jax.vmap(lambda o, n: o.kl(n))(old, new)))
+        return self.surrogate.adapt(surrogate_state, self.mean_kl(learner.actor, batch))
 
     def _forward(self, model, which: int, batch: Batch):
         """A network's outputs on a batch as samples (n, ...); `which` of the remembered carries is its own."""
@@ -384,17 +387,6 @@ def _unroll(model, memory, inputs, start):
         return memory, (memory, output)
 
     return jax.lax.scan(step, memory, (inputs, start))[1]
-
-
-def _permutations(key, count: int, n: int):
-    """`count` random orders of 0 ... n-1, as (count, n)."""
-    if n > 4096:
-        return jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(key, count))
-    # One sort of words whose low bits are the index and whose high bits are random takes a quarter of the time that
-    # jax.random.permutation takes on a CPU. At least 20 random bits: ties, which keep their order, are too rare to matter.
-    low = jnp.uint32((1 << (n - 1).bit_length()) - 1)
-    words = (jax.random.bits(key, (count, n)) & ~low) | jnp.arange(n, dtype=jnp.uint32)[None]
-    return (jax.lax.sort(words, dimension=1, is_stable=False) & low).astype(jnp.int32)
 
 
 def _swap(x):

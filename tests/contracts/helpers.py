@@ -12,7 +12,7 @@ from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.methods import registry
 
-SMALL = {"num_envs": 4, "num_steps": 8, "epochs": 2, "minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,), "network.core_size": 4}
+SMALL = {"num_envs": 4, "num_steps": 8, "improver.epochs": 2, "improver.minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,), "network.core_size": 4}
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
 
 
@@ -26,7 +26,7 @@ def small(name: str, on: ControlTask, **changes):
     method = registry.load(name)(on)
     known = parts.fields(method)
     sizes = {field: value for field, value in SMALL.items() if field in known}
-    for field in ("epochs", "minibatches"):
+    for field in ("improver.epochs", "improver.minibatches"):
         if known.get(field) == 1:
             sizes[field] = 1
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})

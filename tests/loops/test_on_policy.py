@@ -123,14 +123,14 @@ def test_episode_sums_count_whole_episodes_across_rollouts():
     assert sum(returns) == 8 * sum(counts)
 
 
-def test_minibatch_orders_are_permutations():
-    from polopt.loops.on_policy import _permutations
+def test_minibatch_orders_arepermutations():
+    from polopt.loops.descent import permutations
 
     for n in (6, 100, 4096, 5000):
-        orders = np.asarray(_permutations(jax.random.key(0), 3, n))
+        orders = np.asarray(permutations(jax.random.key(0), 3, n))
         assert all(sorted(order) == list(range(n)) for order in orders.tolist())
         assert not np.array_equal(orders[0], orders[1])
-    first = np.asarray(jax.vmap(lambda k: _permutations(k, 1, 4)[0, 0])(jax.random.split(jax.random.key(1), 4000)))
+    first = np.asarray(jax.vmap(lambda k: permutations(k, 1, 4)[0, 0])(jax.random.split(jax.random.key(1), 4000)))
     assert np.abs(np.bincount(first) / 4000 - 0.25).max() < 0.03
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from polopt.core.parts import part
 from polopt.envs.task import ControlTask
+from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.registry import composition
@@ -40,11 +41,9 @@ def a2c(task: ControlTask | None = None) -> OnPolicy:
     return OnPolicy(
         LogLikelihood(),
         GAE(lam=1.0),
-        Adam(learning_rate=7e-4),
+        Descent(Adam(learning_rate=7e-4), epochs=1, minibatches=1),
         num_envs=16,
         num_steps=16,
-        epochs=1,
-        minibatches=1,
         entropy_coefficient=0.01,
         standardise="none",
     )

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
+from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.registry import composition
@@ -88,12 +89,11 @@ def kl_penalty(task: ControlTask | None = None) -> OnPolicy:
 
 
 def _compose(surrogate, task: ControlTask | None) -> OnPolicy:
-    discrete = OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), entropy_coefficient=0.01, normalise_rewards=True)
-    if task is None:
-        return discrete
-    if isinstance(task.env.action_space, spaces.Box):
-        return OnPolicy(surrogate, GAE(), Adam(), num_steps=256, epochs=10, minibatches=32, normalise_observations=True, normalise_rewards=True)
-    if spaces.images(task.env.observation_space):
+    if task is not None and isinstance(task.env.action_space, spaces.Box):
+        improver = Descent(Adam(learning_rate=3e-4), epochs=10, minibatches=32)
+        return OnPolicy(surrogate, GAE(), improver, num_steps=256, normalise_observations=True, normalise_rewards=True)
+    if task is not None and spaces.images(task.env.observation_space):
         surrogate = Clip(0.1) if isinstance(surrogate, Clip) else surrogate
-        return OnPolicy(surrogate, GAE(), Adam(learning_rate=2.5e-4), value_coefficient=1.0, entropy_coefficient=0.01, epochs=3, normalise_rewards=True)
-    return discrete
+        improver = Descent(Adam(learning_rate=2.5e-4), epochs=3)
+        return OnPolicy(surrogate, GAE(), improver, value_coefficient=1.0, entropy_coefficient=0.01, normalise_rewards=True)
+    return OnPolicy(surrogate, GAE(), Descent(Adam(learning_rate=2.5e-4)), entropy_coefficient=0.01, normalise_rewards=True)

@@ -14,6 +14,7 @@ with `critic` off it ends there, and nothing is subtracted.
 from __future__ import annotations
 
 from polopt.envs.task import ControlTask
+from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
 from polopt.methods.policy_gradient.a2c import LogLikelihood
 from polopt.methods.policy_gradient.gae import GAE
@@ -27,10 +28,8 @@ def reinforce(task: ControlTask | None = None) -> OnPolicy:
     return OnPolicy(
         LogLikelihood(),
         GAE(lam=1.0),
-        Adam(learning_rate=1e-3),
+        Descent(Adam(learning_rate=1e-3), epochs=1, minibatches=1),
         num_envs=8,
         num_steps=256,
-        epochs=1,
-        minibatches=1,
         standardise="batch",
     )

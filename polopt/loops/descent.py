@@ -1,0 +1,66 @@
+"""The improver most on-policy methods use: epochs of minibatch steps along the gradient of the whole loss."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from polopt.core.parts import hyper, part
+
+
+class Step(Protocol):
+    """How parameters move along a gradient of the loss."""
+
+    def init(self, params) -> Any: ...
+
+    def update(self, gradient, state, params, progress) -> tuple[Any, Any]:
+        """(params, state); `progress` is the fraction of the run that is done."""
+        ...
+
+
+@part
+class Descent:
+    """`epochs` passes of `minibatches` steps, each minibatch drawn anew without replacement."""
+
+    step: Step
+    epochs: int = hyper(4, at_least=1)  # passes over an iteration's data
+    minibatches: int = hyper(4, at_least=1)  # steps in a pass
+    target_kl: float | None = hyper(None, above=0)  # stop an iteration's steps once the KL estimate exceeds this
+
+    def init(self, learner):
+        return self.step.init(learner)
+
+    def refuse(self, samples: int) -> str | None:
+        if samples % self.minibatches:
+            return f"cannot split {samples} samples into {self.minibatches} minibatches"
+        return None
+
+    def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
+        samples = batch.start.shape[0]
+        orders = permutations(key, self.epochs, samples).reshape(self.epochs * self.minibatches, samples // self.minibatches)
+
+        def descend(carry, chosen):
+            learner, optimiser, stopped = carry
+            minibatch = jax.tree.map(lambda x: x[chosen], batch)
+            gradient, metrics = jax.grad(loop.loss, has_aux=True)(learner, surrogate_state, minibatch)
+            moved = self.step.update(gradient, optimiser, learner, progress)
+            if self.target_kl is not None:
+                stopped = stopped | (metrics["kl"] > self.target_kl)
+                moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
+            return (*moved, stopped), metrics
+
+        (learner, state, _), metrics = jax.lax.scan(descend, (learner, state, jnp.array(False)), orders)
+        return learner, state, jax.tree.map(jnp.mean, metrics)
+
+
+def permutations(key, count: int, n: int):
+    """`count` random orders of 0 ... n-1, as (count, n)."""
+    if n > 4096:
+        return jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(key, count))
+    # One sort of words whose low bits are the index and whose high bits are random takes a quarter of the time that
+    # jax.random.permutation takes on a CPU. At least 20 random bits: ties, which keep their order, are too rare to matter.
+    low = jnp.uint32((1 << (n - 1).bit_length()) - 1)
+    words = (jax.random.bits(key, (count, n)) & ~low) | jnp.arange(n, dtype=jnp.uint32)[None]
+    return (jax.lax.sort(words, dimension=1, is_stable=False) & low).astype(jnp.int32)
