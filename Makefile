@@ -25,11 +25,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# The command ends by naming the learning curve and the report.
 demo: setup
 	@rm -rf $(DEMO)
 	$(BIN)/polopt train ppo --env CartPole-v1 --seeds 5 --steps 500000 --out $(DEMO)
-	@echo "Learning curve: $(DEMO)/curve.png"
-	@echo "Report:         $(DEMO)/report.html"
 
 # Two workers suit two cores; each computes on one thread (tests/conftest.py).
 test: setup

@@ -36,7 +36,7 @@ def fingerprints(*modules: str, root: Path = ROOT) -> dict[str, str]:
             waiting += _used(source, source.always, root, package)
             parent = module.rpartition(".")[0]
             waiting += [(parent, "")] if parent else []
-            waiting += [(imported, "") for imported in source.imported_modules]
+            waiting += [(imported, "") for imported in source.imported]
         known.add(name)
         waiting += _used(source, _definitions(source, name), root, package)
         if name not in (WHOLE, "") and name not in source.definitions:
@@ -47,7 +47,7 @@ def fingerprints(*modules: str, root: Path = ROOT) -> dict[str, str]:
         source = _read(root, module)
         statements = {id(s): s for name in names for s in _definitions(source, name)} | {id(s): s for s in source.always}
         if statements:
-            parts = [_canonical(s) for s in sorted(statements.values(), key=lambda s: s.lineno)]
+            parts = [_text(s) for s in sorted(statements.values(), key=lambda s: s.lineno)]
             found[source.path.relative_to(root).as_posix()] = _digest(parts)
     return dict(sorted(found.items()))
 
@@ -59,16 +59,13 @@ def fingerprint(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """A module: its top-level definitions by name, the statements that run in any case, and what its imports bind."""
+    """A module: its top-level definitions by name, the statements that run in any case, what its imports bind, and which run at once."""
 
     path: Path
     definitions: dict[str, list[ast.stmt]]
     always: list[ast.stmt]
     imports: dict[str, list[tuple[str, str]]]  # local name -> (module, name in it, or the whole)
-
-    @property
-    def imported_modules(self) -> set[str]:
-        return {module for targets in self.imports.values() for module, _ in targets}
+    imported: frozenset[str]
 
 
 def _file(root: Path, module: str) -> Path | None:
@@ -95,9 +92,16 @@ def _parse(root: Path, module: str, path: Path, changed: int) -> _Source:
         names = _bound(statement)
         for name in names:
             definitions.setdefault(name, []).append(statement)
-        if not names and not isinstance(statement, (ast.Import, ast.ImportFrom)):
+        if not names and not isinstance(statement, (ast.Import, ast.ImportFrom)) and not _for_checkers(statement):
             always.append(statement)
-    return _Source(path, definitions, always, _imports(tree, root, module, path.name == "__init__.py"))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imports: dict[str, list[tuple[str, str]]] = {}
+    imported = set()
+    for node, inside in _import_statements(tree):
+        for name, target in _targets(node, root, package, module.partition(".")[0]):
+            imports.setdefault(name, []).append(target)
+            imported |= set() if inside else {target[0]}
+    return _Source(path, definitions, always, imports, frozenset(imported))
 
 
 def _bound(statement: ast.stmt) -> list[str]:
@@ -113,28 +117,36 @@ def _bound(statement: ast.stmt) -> list[str]:
     return [t.id for t in targets] if all(isinstance(t, ast.Name) for t in targets) else []
 
 
-def _imports(tree: ast.Module, root: Path, module: str, is_package: bool) -> dict[str, list[tuple[str, str]]]:
-    package = module if is_package else module.rpartition(".")[0]
-    top = module.partition(".")[0]
-    found: dict[str, list[tuple[str, str]]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.partition(".")[0] == top:
-                    # without `as` the name of the package is bound, and the module is reached through it
-                    found.setdefault(alias.asname or top, []).append((alias.name, WHOLE if alias.asname else ""))
-                    found[alias.asname or top] += [] if alias.asname else [(top, "")]
-        elif isinstance(node, ast.ImportFrom):
-            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
-            if source.partition(".")[0] != top:
-                continue
-            for alias in node.names:
-                inner = f"{source}.{alias.name}"
-                if alias.name == "*":
-                    found.setdefault("*", []).append((source, WHOLE))
-                else:
-                    found.setdefault(alias.asname or alias.name, []).append((inner, WHOLE) if _file(root, inner) else (source, alias.name))
-    return found
+def _import_statements(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.stmt, bool]]:
+    """Every import statement in the tree, and whether it stands inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child, inside
+        if not _for_checkers(child):
+            yield from _import_statements(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def _for_checkers(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _targets(node: ast.stmt, root: Path, package: str, top: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """What an import statement binds: the local name, and (module, name in it or the whole); "" where the package `top` itself is bound."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name.partition(".")[0] == top:
+                yield alias.asname or top, (alias.name, WHOLE if alias.asname else "")
+        return
+    source = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+    if source.partition(".")[0] != top:
+        return
+    for alias in node.names:
+        inner = f"{source}.{alias.name}"
+        if alias.name == "*":
+            yield "*", (source, WHOLE)
+        else:
+            yield alias.asname or alias.name, (inner, WHOLE) if _file(root, inner) else (source, alias.name)
 
 
 def _definitions(source: _Source, name: str) -> list[ast.stmt]:
@@ -148,7 +160,7 @@ def _used(source: _Source, statements: list[ast.stmt], root: Path, package: str)
     module = ".".join(source.path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
     yield from source.imports.get("*", [])
     for statement in statements:
-        for chain in _chains(statement):
+        for chain in _named(statement):
             if chain[0] in source.definitions:
                 yield module, chain[0]
             for target, name in source.imports.get(chain[0], []):
@@ -161,6 +173,11 @@ def _used(source: _Source, statements: list[ast.stmt], root: Path, package: str)
                 while rest and _file(root, f"{target}.{rest[0]}"):
                     target, rest = f"{target}.{rest[0]}", rest[1:]
                 yield target, rest[0] if rest else WHOLE
+
+
+@functools.cache  # statements live as long as the parsed files, and many claims share them
+def _named(statement: ast.stmt) -> list[list[str]]:
+    return list(_chains(statement))
 
 
 def _chains(node: ast.AST) -> Iterator[list[str]]:
@@ -184,6 +201,11 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     first = body[0] if body else None
     is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
     return body[1:] if is_text else body
+
+
+@functools.cache
+def _text(statement: ast.stmt) -> str:
+    return _canonical(statement)
 
 
 def _canonical(node) -> str:

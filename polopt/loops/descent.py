@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -38,12 +39,8 @@ class Descent:
         return None
 
     def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
-        samples = batch.start.shape[0]
-        orders = permutations(key, self.epochs, samples).reshape(self.epochs * self.minibatches, samples // self.minibatches)
-
-        def descend(carry, chosen):
+        def descend(carry, minibatch):
             learner, optimiser, stopped = carry
-            minibatch = jax.tree.map(lambda x: x[chosen], batch)
             gradient, metrics = jax.grad(loop.loss, has_aux=True)(learner, surrogate_state, minibatch)
             moved = self.step.update(gradient, optimiser, learner, progress)
             if self.target_kl is not None:
@@ -51,8 +48,16 @@ class Descent:
                 moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
             return (*moved, stopped), metrics
 
-        (learner, state, _), metrics = jax.lax.scan(descend, (learner, state, jnp.array(False)), orders)
+        start = (learner, state, jnp.array(False))
+        (learner, state, _), metrics = passes(descend, start, batch, self.epochs, self.minibatches, key)
         return learner, state, jax.tree.map(jnp.mean, metrics)
+
+
+def passes(step: Callable, carry, batch, epochs: int, minibatches: int, key):
+    """`step(carry, minibatch) -> (carry, output)` over `epochs` random divisions of a batch into `minibatches`: (carry, outputs)."""
+    samples = jax.tree.leaves(batch)[0].shape[0]
+    orders = permutations(key, epochs, samples).reshape(epochs * minibatches, samples // minibatches)
+    return jax.lax.scan(lambda carry, chosen: step(carry, jax.tree.map(lambda x: x[chosen], batch)), carry, orders)
 
 
 def permutations(key, count: int, n: int):

@@ -333,11 +333,15 @@ class OnPolicy:
 
     def value_loss(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
         """Half the mean squared error to the targets, clipped around the old values if `value_clip` says so."""
-        new_values = self._forward(critic, 1, batch)
+        new_values = self.values(critic, batch)
         old_values, targets = self._samples((batch.value, batch.target))
         if self.value_clip is None:
             return jnp.mean(values.squared(new_values, targets))
         return jnp.mean(values.clipped_squared(new_values, old_values, targets, self.value_clip))
+
+    def values(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
+        """The critic's values of the batch as samples (n,)."""
+        return self._forward(critic, 1, batch)
 
     def mean_kl(self, actor: Actor, batch: Batch) -> jax.Array:
         """The exact KL(old || new), averaged over the states of the batch."""

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt.core import spaces
-from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical, SquashedGaussian
 from polopt.core.networks import Linear, Network, Torso
 from polopt.core.normalise import RunningStatistics
+from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical, SquashedGaussian
 
 
 class Policy(Protocol):

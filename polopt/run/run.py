@@ -91,7 +91,7 @@ def fit(
         "versions": versions(),
         "machine": machine(),
         "command": command or _python_call(name, environment.name, steps, numbers),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     with _disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

@@ -11,28 +11,13 @@ in step with each other, where the paper's act asynchronously, and Adam takes th
 
 from __future__ import annotations
 
-from polopt.core.parts import part
 from polopt.envs.task import ControlTask
 from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
+from polopt.loops.surrogates import LogLikelihood
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.registry import composition
-from polopt.objectives import surrogates
 from polopt.optim.adam import Adam
-
-
-@part
-class LogLikelihood:
-    """The score-function surrogate -log pi(a|s) A."""
-
-    def init(self):
-        return ()
-
-    def loss(self, state, update):
-        return surrogates.policy_gradient(update.log_prob, update.advantage), {}
-
-    def adapt(self, state, kl):
-        return state
 
 
 @composition

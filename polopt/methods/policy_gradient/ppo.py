@@ -28,28 +28,23 @@ from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
 from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
+from polopt.loops.surrogates import stateless
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 from polopt.optim.adam import Adam
 
 
-@part
+@stateless
 class Clip:
     """The clipped surrogate."""
 
     clip: float = hyper(0.2, above=0)  # eps: the ratio earns nothing beyond 1 +- clip
 
-    def init(self):
-        return ()
-
     def loss(self, state, update):
         loss = surrogates.clipped(update.log_prob, update.old_log_prob, update.advantage, self.clip)
         ratio = jnp.exp(update.log_prob - update.old_log_prob)
         return loss, {"clip_fraction": jnp.mean((jnp.abs(ratio - 1) > self.clip).astype(jnp.float32))}
-
-    def adapt(self, state, kl):
-        return state
 
 
 def adapted_penalty(beta, kl, target):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from polopt.envs.task import ControlTask
 from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
-from polopt.methods.policy_gradient.a2c import LogLikelihood
+from polopt.loops.surrogates import LogLikelihood
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.registry import composition
 from polopt.optim.adam import Adam
