@@ -46,7 +46,7 @@ class Conv(eqx.Module):
     def __call__(self, x):
         strides = (self.stride, self.stride)
         y = jax.lax.conv_general_dilated(x[None], self.weight, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return y[0] + self.bias
+        return y[0] + self.bias[None, None]
 
 
 class ImageEncoder(eqx.Module):

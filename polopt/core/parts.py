@@ -7,14 +7,19 @@ learning rate changes, and ``jax.vmap`` can run several values of it at once. Ev
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
+import operator
 import re
 import types
 import typing
 from typing import Any
 
 import jax
+
+
+_COMPARE = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 
 def hyper(default, *, above=None, at_least=None, below=None, at_most=None, choices=None):
@@ -79,8 +84,6 @@ def resolve(value, name: str) -> str:
         return ends[0]
     if ends:
         raise ValueError(f"The field {name!r} is ambiguous: it could be {', '.join(ends)}. Give the longer name.")
-    import difflib
-
     near = difflib.get_close_matches(name, [*known, *(k.rpartition(".")[2] for k in known)], n=3)
     hint = f"Did you mean {', '.join(dict.fromkeys(near))}?" if near else f"Known fields: {', '.join(known)}."
     raise ValueError(f"There is no field {name!r} in this method. {hint}")
@@ -119,8 +122,7 @@ def check(value, prefix: str = "") -> None:
                     raise ValueError(f"{name} is {given!r}, but it must be one of {', '.join(map(repr, limit))}.")
                 continue
             many = given if isinstance(given, tuple) else (given,)
-            good = {"above": lambda x: x > limit, "at_least": lambda x: x >= limit, "below": lambda x: x < limit, "at_most": lambda x: x <= limit}[word]
-            if not all(good(x) for x in many):
+            if not all(_COMPARE[word](x, limit) for x in many):
                 raise ValueError(f"{name} is {given!r}, but it must be {word.replace('_', ' ')} {limit}.")
 
 
@@ -183,6 +185,11 @@ def describe(value, indent: str = "") -> list[str]:
             lines.append(f"{indent}{f.name}: {type(inner).__name__} - {summary}")
             lines += describe(inner, indent + "  ")
         else:
-            shown = ",".join(map(str, inner)) if isinstance(inner, tuple) else str(inner).lower() if isinstance(inner, bool) or inner is None else inner
-            lines.append(f"{indent}{f.name} = {shown}" + (f"    ({helps[f.name]})" if f.name in helps else ""))
+            lines.append(f"{indent}{f.name} = {_shown(inner)}" + (f"    ({helps[f.name]})" if f.name in helps else ""))
     return lines
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

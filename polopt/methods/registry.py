@@ -42,7 +42,8 @@ class Entry:
 
     def bibtex(self) -> str:
         """A BibTeX entry for the paper."""
-        lines = [f"  title  = {{{{{self.title}}}}},", f"  author = {{{self.authors.replace(', ', ' and ')}}},", f"  year   = {{{self.year}}},"]
+        authors = self.authors.replace(", et al", " and others").replace(", ", " and ")
+        lines = [f"  title  = {{{{{self.title}}}}},", f"  author = {{{authors}}},", f"  year   = {{{self.year}}},"]
         if self.arxiv:
             lines += [f"  eprint = {{{self.arxiv}}},", "  archivePrefix = {arXiv},"]
         return "\n".join([f"@misc{{{self.key}{self.year},", *lines, "}"])

@@ -63,7 +63,7 @@ class Actor(eqx.Module):
     action_space: spaces.Space = eqx.field(static=True)
     bounds: str = eqx.field(static=True)
 
-    def __init__(self, spec: Network, observation_space, action_space, bounds: str, log_std: float, key):
+    def __init__(self, spec: Network, observation_space, action_space, bounds: str, log_std: float | jax.Array, key):
         k_torso, k_head = jax.random.split(key)
         pictures = tuple(image.shape for image in spaces.images(observation_space))
         self.torso = Torso(spec, spaces.size(observation_space), pictures, k_torso)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 3):
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at length
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every save at length, and every file that it cannot read
         self._ocp = ocp
         self._directory = Path(directory).absolute()
         self._manager = ocp.CheckpointManager(
@@ -47,16 +50,27 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, iteration: int, tree, meta: dict[str, Any]) -> None:
-        """Write a checkpoint; `meta` must be JSON. Whatever happens, the earlier ones stay whole."""
+        """Write a checkpoint; `meta` must be JSON. Whatever happens, the earlier ones stay whole. OSError when it cannot be written."""
         ocp = self._ocp
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave({**meta, "digest": digest(tree)}))
-        self._manager.save(iteration, args=args, force=True)
-        self._manager.wait_until_finished()
+        try:
+            if iteration in self.iterations():  # a damaged one, which training has come past again
+                shutil.rmtree(self._directory / str(iteration))
+                self._manager.reload()
+            self._manager.save(iteration, args=args, force=True)
+            self._manager.wait_until_finished()
+        except Exception as error:
+            for part in self._directory.glob(f"{iteration}.*"):  # what is not whole only takes space
+                shutil.rmtree(part, ignore_errors=True)
+            reason = _reason(error)
+            if isinstance(error, OSError) or reason is None:
+                raise
+            raise OSError(reason) from error  # TensorStore has kinds of its own for a full disk
 
     def restore(self, like) -> tuple[Any, dict[str, Any], list[str]]:
         """The newest sound checkpoint as (tree shaped as `like`, meta, notes); the notes name those that were damaged."""
         ocp = self._ocp
-        notes = []
+        damaged = []
         for iteration in reversed(self.iterations()):
             folder = self._directory / str(iteration)
             try:
@@ -65,12 +79,15 @@ class Checkpoints:
                 if digest(found.tree) != found.meta["digest"]:
                     raise ValueError("its contents do not match their digest")
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
-                notes.append(f"The checkpoint {folder} is damaged ({_first_line(error)}).")
+                damaged.append(f"{folder} is damaged ({_first_line(error)})")
                 continue
+            notes = [f"The checkpoint {'; '.join(damaged)}: the one before it, {folder.name}, is used."] if damaged else []
             return found.tree, found.meta, notes
-        if not notes:
-            raise CheckpointError(f"There is no checkpoint in {self._directory}: the run stopped before its first one. Start it again.")
-        raise CheckpointError(f"No checkpoint in {self._directory} can be restored. {' '.join(notes)}")
+        if not damaged:
+            raise CheckpointError(f"There is no checkpoint in {self._directory}: the run stopped before its first one. Resume it to start it again.")
+        raise CheckpointError(
+            f"No checkpoint can be restored: {'; '.join(damaged)}. Bring the folder back from a copy, or train again into another one."
+        )
 
     def close(self) -> None:
         self._manager.close()
@@ -78,4 +95,11 @@ class Checkpoints:
 
 def _first_line(error: Exception) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = text.rstrip(".")
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _reason(error: Exception) -> str | None:
+    """Why a checkpoint could not be written, where the message has the words of the operating system."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
+    return next((word for word in words if word in str(error)), None)

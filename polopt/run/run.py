@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polopt.core import parts
+from polopt.core import parts, spaces
 from polopt.envs.host import clear_errors
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
@@ -30,6 +31,7 @@ from polopt.run.statistics import bootstrap_interval, interquartile_mean
 from polopt.run.training import Plan, Seeds, Training, TrainingFailed
 
 FORMAT = 1
+KEYS = ("format", "method", "fields", "env", "named_env", "steps", "seeds", "evaluation", "versions", "log")  # of run.json
 LIBRARIES = ("polopt", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "numpy", "mujoco", "envpool")
 
 
@@ -55,7 +57,7 @@ def fit(
     """Train a method on an environment and return the finished (or stopped) run.
 
     method:      a key such as "ppo" or "ppo:kl_penalty", or a composed method such as `OnPolicy(...)`.
-    env:         a name such as "CartPole-v1" or "gym:HalfCheetah-v5", or an environment.
+    env:         a name such as "CartPole-v1" or "gym:HalfCheetah-v5", an environment, or a class or function that `polopt.make_env` takes.
     steps:       environment steps a seed, all copies counted; rounded up to whole iterations.
     seeds:       how many seeds (0, 1, ...), or which.
     out:         the run's folder; must be empty or new. By default `runs/METHOD-ENV`, numbered.
@@ -65,14 +67,9 @@ def fit(
 
     Raises RunError, ValueError or TypeError for a user's mistake before anything is trained.
     """
-    environment = make(env) if isinstance(env, str) else env
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise RunError(f"seeds is {seeds!r}, but it must be a number of at least 1 or a list of different numbers.")
-    if steps < 1:
-        raise RunError(f"steps is {steps}, but it must be at least 1.")
-    if evaluations < 1 or episodes < 1 or final_episodes < 1:
-        raise RunError(f"evaluations, episodes and final_episodes are {evaluations}, {episodes} and {final_episodes}, but each must be at least 1.")
+    environment = _environment(env)
+    numbers = _seed_numbers(seeds)
+    steps, evaluations, episodes, final_episodes = _counts(steps=steps, evaluations=evaluations, episodes=episodes, final_episodes=final_episodes)
     task = ControlTask(environment, steps)
     composed = compose(method, task, {name.replace("__", "."): value for name, value in changes.items()})
     name = method if isinstance(method, str) else type(method).__name__
@@ -93,17 +90,27 @@ def fit(
         "command": command or _python_call(name, environment.name, steps, numbers),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    pickled = None if isinstance(method, str) else _pickled(composed)
+    new = not directory.exists()
     with _disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        if not isinstance(method, str):
-            (directory / "method.pkl").write_bytes(pickle.dumps(composed))
+        try:
+            loggers = _loggers(config, directory)
+        except Exception:
+            if new:
+                shutil.rmtree(directory)
+            raise
+        if pickled:
+            (directory / "method.pkl").write_bytes(pickled)
         records.write_json_atomic(directory / "run.json", config)
-    return _train(Run(directory, environment if not isinstance(env, str) else None), composed, task, quiet=quiet, resume=False)
+    return _train(Run(directory, environment if not isinstance(env, str) else None), composed, task, loggers, quiet=quiet, resume=False)
 
 
 def compose(method, task, changes: dict[str, Any]):
     """The method for a task, with changed hyperparameters, checked and matched against the task."""
     name = method if isinstance(method, str) else type(method).__name__
+    if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "steps_per_iteration")):
+        raise RunError(f"method is {method!r}, but it must be a key such as 'ppo' (see `polopt list`) or a composed method such as OnPolicy(...).")
     general = registry.load(method)(None) if isinstance(method, str) else method
     if not isinstance(task, general.takes):
         raise RunError(f"The method {name} needs {general.needs}, but was given {type(task).__name__}.")
@@ -120,10 +127,17 @@ def load(directory: str | os.PathLike, env=None) -> "Run":
     path = Path(directory)
     if not (path / "run.json").exists():
         raise RunError(f"{path} holds no run: there is no run.json in it. Give the folder that `polopt train` named.")
-    run = Run(path, env)
-    if run.config.get("format") != FORMAT:
-        raise RunError(f"{path} was written in format {run.config.get('format')}, but this version reads format {FORMAT}. Use the version in its run.json.")
-    return run
+    try:
+        config = records.read_json(path / "run.json")
+    except ValueError as error:
+        raise RunError(f"{path / 'run.json'} is damaged ({error}). Bring it back from a copy, or train again into another folder.") from error
+    if not isinstance(config, dict) or config.get("format", FORMAT) != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise RunError(f"{path} was written in format {found}, but this version reads format {FORMAT}. Use the version in its run.json.")
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise RunError(f"{path / 'run.json'} has no {', '.join(missing)}. Bring it back from a copy, or train again into another folder.")
+    return Run(path, None if env is None else _environment(env))
 
 
 class Run:
@@ -154,7 +168,11 @@ class Run:
         task = ControlTask(environment, config["steps"])
         pickled = self.directory / "method.pkl"
         if pickled.exists():
-            return pickle.loads(pickled.read_bytes()), task
+            try:
+                return pickle.loads(pickled.read_bytes()), task
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise RunError(f"The method in {pickled} cannot be read ({reason}). Make the module that defines its parts importable.") from error
         method = registry.load(config["method"])(task)
         known = parts.fields(method)
         missing = [name for name in config["fields"] if name not in known]
@@ -169,9 +187,11 @@ class Run:
     def resume(self, quiet: bool = False) -> "Run":
         """Go on from the newest sound checkpoint to the end. A finished run is returned as it is."""
         if self.status["state"] == "finished":
+            if not (self.directory / "report.html").exists():  # it was stopped just then
+                self.report()
             return self
         method, task = self._rebuild()
-        return _train(self, method, task, quiet=quiet, resume=True)
+        return _train(self, method, task, _loggers(self.config, self.directory), quiet=quiet, resume=True)
 
     def _restored(self):
         method, task = self._rebuild()
@@ -206,14 +226,13 @@ class Run:
 
     def evaluate(self, episodes: int = 100, env=None, which: str = "best", stochastic: bool = False, key: int = 0) -> dict[str, Any]:
         """Evaluate every seed's policy on fresh episodes; the summary is returned and kept in the run's requested.jsonl."""
-        if episodes < 1:
-            raise RunError(f"episodes is {episodes}, but it must be at least 1.")
+        (episodes,) = _counts(episodes=episodes)
         policies = self.policies(which)
         environment = self._evaluation_env(env)
-        if (environment.observation_space, environment.action_space) != (policies.observation_space, policies.action_space):
+        if not _fits(environment, policies):
             raise RunError(
-                f"{environment.name} has observations {environment.observation_space} and actions {environment.action_space}, but the policy was trained on "
-                f"observations {policies.observation_space} and actions {policies.action_space}. Evaluate on an environment with the same spaces."
+                f"{environment.name} has {_spaces(environment)}, but the policy was trained on {_spaces(policies)}. "
+                "Evaluate on an environment with the same spaces."
             )
         task = ControlTask(environment, 1)
         seeds = Seeds(task, len(self.seeds))
@@ -223,12 +242,14 @@ class Run:
             returns, lengths = (np.asarray(x) for x in run(policies, keys))
         status = self.status
         row = {"step": status.get("step"), "policy": which, "env": environment.name, "stochastic": stochastic, "key": key}
-        records.append_line(self.directory / "requested.jsonl", {**row, "returns": returns.tolist(), "lengths": lengths.tolist()})
-        return {**summary(returns), **row}
+        result = {**summary(returns), **row}
+        with _disk_errors(self.directory):
+            records.append_line(self.directory / "requested.jsonl", {**result, "returns": returns.tolist(), "lengths": lengths.tolist()})
+        return result
 
     def _evaluation_env(self, env):
         if env is not None:
-            return make(env) if isinstance(env, str) else env
+            return _environment(env)
         if self._env is not None:
             return self._env
         return make(self.config["env"])
@@ -251,7 +272,12 @@ class Run:
         """Write one seed's whole policy as onnx, stablehlo or safetensors, after a numeric check against the original."""
         from polopt.interop.export import export
 
-        return export(self.policy(seed, which).policy, path, format)
+        result = export(self.policy(seed, which).policy, path, format)
+        row = {"step": self.status.get("step"), "policy": which, "seed": "best" if seed is None else seed, "to": str(result.path), "format": format}
+        tensors = {"inputs": [t._asdict() for t in result.inputs], "outputs": [t._asdict() for t in result.outputs]}
+        with _disk_errors(self.directory):
+            records.append_line(self.directory / "exports.jsonl", {**row, "largest_difference": result.largest_difference, **tensors})
+        return result
 
 
 def summary(returns: np.ndarray) -> dict[str, Any]:
@@ -273,28 +299,100 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _train(run: Run, method, task, *, quiet: bool, resume: bool) -> Run:
+def _environment(env):
+    """From a name, an environment, or what else `make` takes."""
+    return env if all(hasattr(env, name) for name in ("name", "observation_space", "action_space", "host", "reset", "step")) else make(env)
+
+
+def _seed_numbers(seeds) -> list[int]:
+    """The seeds that are meant by a number of them or a list."""
+    whole = (int, np.integer)
+    numbers = seeds if isinstance(seeds, (list, tuple, range, np.ndarray)) else range(seeds) if isinstance(seeds, whole) else ()
+    numbers = [int(n) if isinstance(n, whole) and not isinstance(n, bool) else -1 for n in numbers]
+    if isinstance(seeds, bool) or not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 0 or max(numbers) >= 2**31:
+        raise RunError(f"seeds is {seeds!r}, but it must be a number of at least 1 or a list of different whole numbers from 0 on. Try seeds=5.")
+    return numbers
+
+
+def _counts(**given) -> list[int]:
+    """The numbers as whole ones of at least 1; 1e6 is taken for 1000000."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value >= 1 or value % 1 != 0:
+            raise RunError(f"{name} is {value!r}, but it must be a whole number of at least 1.")
+    return [int(value) for value in given.values()]
+
+
+def _fits(environment, policy) -> bool:
+    """Whether a policy can act in an environment: equal actions, and observations that are equal but for their bounds."""
+    return _alike(environment.observation_space, policy.observation_space, False) and _alike(environment.action_space, policy.action_space, True)
+
+
+def _alike(a, b, bounds: bool) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, spaces.Dict):
+        return [n for n, _ in a.items] == [n for n, _ in b.items] and all(_alike(x, y, bounds) for (_, x), (_, y) in zip(a.items, b.items))
+    if isinstance(a, spaces.Box):
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and not (bounds and any(np.any(x != y) for x, y in zip(a.bounds(), b.bounds())))
+    return a == b
+
+
+def _spaces(owner) -> str:
+    return f"observations {_words(owner.observation_space)} and actions {_words(owner.action_space, bounds=True)}"
+
+
+def _words(space, bounds: bool = False) -> str:
+    """A space, short enough for a sentence."""
+    if isinstance(space, spaces.Dict):
+        return "{" + ", ".join(f"{name}: {_words(inner, bounds)}" for name, inner in space.items) + "}"
+    if isinstance(space, spaces.Box):
+        low, high = space.bounds()
+        limits = f" from {low.min():g} to {high.max():g}" if bounds and low.size else ""
+        return f"{space.dtype}{list(space.shape)}{limits}"
+    return str(space)
+
+
+def _pickled(method) -> bytes:
+    try:
+        return pickle.dumps(method)
+    except Exception as error:
+        raise RunError(
+            f"The method {type(method).__name__} cannot be saved ({error}), so that no run of it could be resumed. "
+            "Define its parts at the top of a module, not inside a function."
+        ) from error
+
+
+def _loggers(config, directory: Path) -> list:
+    return [make_logger(config["log"], config, directory)] if config["log"] else []
+
+
+def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) -> Run:
     _keep_compiled_programs()
     config = run.config
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
     evaluation_env = make(config["env"]) if task.env.host and config["named_env"] else task.env
-    loggers = [make_logger(config["log"], config, run.directory)] if config["log"] else []
     title = f"{config['method']} on {config['env']}"
     total = plan.iterations * method.steps_per_iteration
     try:
         with Progress(total, len(config["seeds"]), title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
             training = Training(method, task, evaluation_env, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
-            if resume:
-                for note in [*training.restore(), *_version_notes(config["versions"])]:
-                    progress.note(note)
-            else:
-                training.start()
-            outcome = training.run()
-            if outcome == "finished":
-                training.final_evaluation()
-                _write_summary(run)
-                run.report()
+            with training.signals():
+                for note in _version_notes(config["versions"]) if resume else []:
+                    training.note(note)
+                if resume and training.checkpoints.iterations():
+                    for note in training.restore():
+                        training.note(note)
+                else:
+                    if resume:
+                        training.note("There is no checkpoint yet: the run starts from its beginning.")
+                    training.start()
+                outcome = training.run()
+                if outcome == "finished":
+                    training.final_evaluation()
+                    _write_summary(run)
+                    training.finished()
+                    run.report()
     finally:
         for logger in loggers:
             logger.close()
@@ -365,7 +463,9 @@ class _disk_errors:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, OSError):
-            raise RunError(f"Cannot write to {self._directory}: {error.strerror or error}. What was saved before is whole; free space or give another --out.") from error
+            found = (self._directory / "run.json").exists()
+            advice = f"What was saved before is whole: go on with `polopt resume {self._directory}` once it can be written." if found else "Give another --out."
+            raise RunError(f"Cannot write to {self._directory}: {error.strerror or error}. {advice}") from error
 
 
 __all__ = ["Run", "RunError", "TrainingFailed", "fit", "load", "compose", "summary"]

@@ -143,14 +143,17 @@ class Training:
 
     def restore(self) -> list[str]:
         """State from the newest sound checkpoint; the notes name damaged ones. Readers of the records drop what is then written anew."""
-        shape = jax.eval_shape(jax.vmap(lambda key: self.method.init(self.task, key)), self.keys) if self.seeds.together else self._host_shape()
-        best = {"policy": self.method.policy(shape), "score": jax.ShapeDtypeStruct((len(self.seed_numbers),), jnp.float32)}
-        tree, meta, notes = self.checkpoints.restore({"state": shape, "best": best})
+        tree, meta, notes = self._saved()
         self.state, self.best = tree["state"], tree["best"]
         self.iteration, self.seconds = meta["iteration"], meta["seconds"]
         self.compile_seconds = meta["compile_seconds"]
         self.stopped = {int(k): v for k, v in meta["stopped"].items()}
         return notes
+
+    def _saved(self):
+        shape = jax.eval_shape(jax.vmap(lambda key: self.method.init(self.task, key)), self.keys) if self.seeds.together else self._host_shape()
+        best = {"policy": self.method.policy(shape), "score": jax.ShapeDtypeStruct((len(self.seed_numbers),), jnp.float32)}
+        return self.checkpoints.restore({"state": shape, "best": best})
 
     def _host_shape(self):
         one = jax.eval_shape(lambda key: self.method.init(self.seeds.task_of(0), key), self.keys[0])
@@ -168,18 +171,16 @@ class Training:
         self.compile_seconds += time.perf_counter() - began
         if refresh and self.iteration:
             self.state = refresh(self.state)
-        with self._signals():
-            while self.iteration < self.plan.iterations:
-                if self.stop_requested.is_set():
-                    return self._interrupted()
-                due = self.plan.every - self.iteration % self.plan.every
-                count = min(size, due, self.plan.iterations - self.iteration)
-                self._advance(chunk, count)
-                if self.iteration % self.plan.every == 0 or self.iteration == self.plan.iterations:
-                    self._evaluate_and_save()
-                    if refresh:
-                        self.state = refresh(self.state)
-        self._status("finished")
+        while self.iteration < self.plan.iterations:
+            if self.stop_requested.is_set():
+                return self._interrupted()
+            due = self.plan.every - self.iteration % self.plan.every
+            count = min(size, due, self.plan.iterations - self.iteration)
+            self._advance(chunk, count)
+            if self.iteration % self.plan.every == 0 or self.iteration == self.plan.iterations:
+                self._evaluate_and_save()
+                if refresh:
+                    self.state = refresh(self.state)
         return "finished"
 
     def _advance(self, chunk, count: int) -> None:
@@ -192,11 +193,17 @@ class Training:
         self.iteration += count
         self._record(log)
         if len(self.stopped) == len(self.seed_numbers):
-            self._status("failed")
-            raise TrainingFailed(
-                f"Every seed stopped: {'; '.join(f'seed {s}: {why}' for s, why in self.stopped.items())}. "
-                "The last good state is kept. Try a smaller learning rate, or normalise observations and rewards."
-            )
+            self._fail()
+
+    def _fail(self) -> None:
+        """Every seed has stopped: keep what they were before, and say why."""
+        if self.iteration not in self.checkpoints.iterations():
+            self.save()
+        self._status("failed")
+        raise TrainingFailed(
+            f"Every seed stopped: {'; '.join(f'seed {s}: {why}' for s, why in self.stopped.items())}. "
+            f"The last good state is kept in {self.directory}. Try a smaller learning rate, or normalise observations and rewards."
+        )
 
     def _rescue(self, index: int, error, values):
         """For a stopped seed the state as it was and no metrics; None to let the seed run."""
@@ -211,10 +218,15 @@ class Training:
 
     def _stop(self, seed: int, why: str) -> None:
         self.stopped[seed] = why
-        self.progress.note(f"Seed {seed} stopped: {why}. Its last good state is kept; the others go on.")
+        self.note(f"Seed {seed} stopped: {why}. Its last good state is kept; the others go on.")
+
+    def note(self, text: str) -> None:
+        """Show a sentence, and keep it in the run's folder."""
+        records.append_line(self.directory / "notes.jsonl", {"step": self.iteration * self.method.steps_per_iteration, "note": text})
+        self.progress.note(text)
 
     def _keep_good(self, before, after, log):
-        """The new state, but the old one for every seed whose metrics are not finite: that seed has stopped."""
+        """The new state, but the old one for every seed whose metrics or policy are not finite: that seed has stopped."""
         failed = np.zeros(len(self.seed_numbers), bool)
         for name, rows in log.items():
             bad = ~np.isfinite(rows)
@@ -225,6 +237,12 @@ class Training:
                     first = self.iteration + int(np.argmax(bad[index])) + 1
                     value = rows[index, np.argmax(bad[index])]
                     self._stop(seed, f"{name} was {value} at step {first * self.method.steps_per_iteration}")
+        for name, bad in _broken(self.method.policy(before), self.method.policy(after)):
+            for index in np.flatnonzero(bad):
+                seed = self.seed_numbers[index]
+                if seed not in self.stopped:
+                    last = self.iteration + next(iter(log.values())).shape[1]
+                    self._stop(seed, f"the policy's {name} was not finite at step {last * self.method.steps_per_iteration}")
         failed |= np.array([seed in self.stopped for seed in self.seed_numbers])
         if not failed.any():
             return after
@@ -252,9 +270,13 @@ class Training:
     def evaluate(self, policy, episodes: int, salt: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns and lengths (seeds, episodes) of a policy that has a leading seed axis."""
         keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 0x0E7A1), salt))(self.keys)
+
+        def unscored(index, error, values):
+            return (jnp.full((episodes,), jnp.nan),) * 2 if error else None
+
         if episodes not in self._evaluators:
             self._evaluators[episodes] = self.evaluation_seeds.compile(
-                lambda task, policy, key: episode_returns(policy, task.env, key, episodes=episodes), policy, keys
+                lambda task, policy, key: episode_returns(policy, task.env, key, episodes=episodes), policy, keys, rescue=unscored
             )
         returns, lengths = self._evaluators[episodes](policy, keys)
         return np.asarray(returns), np.asarray(lengths)
@@ -264,9 +286,21 @@ class Training:
         returns, lengths = self.evaluate(policy, self.plan.episodes, self.iteration)
         self._write_evaluation("last", False, returns, lengths)
         score = jnp.asarray(returns.mean(axis=1))
+        self._stop_unscored(np.asarray(score))
         better = np.asarray(score > self.best["score"])
         self.best = _choose(~better, self.best, {"policy": policy, "score": score})
         self.save()
+        if len(self.stopped) == len(self.seed_numbers):
+            self._fail()
+
+    def _stop_unscored(self, score: np.ndarray) -> None:
+        """Stop the seeds whose policy earns no finite return, and take them back to their last checkpoint, if there is one."""
+        seeds = [seed for seed, s in zip(self.seed_numbers, score) if not np.isfinite(s) and seed not in self.stopped]
+        for seed in seeds:
+            self._stop(seed, f"the return of its evaluation was not finite at step {self.iteration * self.method.steps_per_iteration}")
+        if seeds and self.checkpoints.iterations():
+            saved = self._saved()[0]["state"]
+            self.state = _choose(np.isin(self.seed_numbers, seeds), saved, self.state)
 
     def final_evaluation(self) -> None:
         """Evaluate the last and the best policy, both on the same episodes, which no training or choice has seen."""
@@ -303,6 +337,9 @@ class Training:
         self._status("interrupted")
         return "interrupted"
 
+    def finished(self) -> None:
+        self._status("finished")
+
     def _status(self, state: str) -> None:
         records.write_json_atomic(
             self.directory / "status.json",
@@ -315,12 +352,12 @@ class Training:
             },
         )
 
-    def _signals(self):
+    def signals(self):
+        """A context in which Ctrl-C and SIGTERM ask for a stop after the current chunk; a second one stops at once."""
         return _StopOnSignal(self.stop_requested)
 
 
 class _StopOnSignal:
-    """Ctrl-C and SIGTERM ask for a stop after the current chunk; a second one stops at once."""
 
     def __init__(self, flag: threading.Event):
         self._flag, self._previous = flag, {}
@@ -339,6 +376,14 @@ class _StopOnSignal:
         if self._flag.is_set():
             raise KeyboardInterrupt
         self._flag.set()
+
+
+def _broken(before, after):
+    """(name, by seed) of the leaves that hold numbers which are finite before and not after."""
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)):
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            bad = np.isfinite(np.asarray(old)) & ~np.isfinite(np.asarray(new))
+            yield jax.tree_util.keystr(path).lstrip("."), bad.reshape(len(bad), -1).any(axis=1)
 
 
 def _choose(first: np.ndarray, a, b) -> Any:

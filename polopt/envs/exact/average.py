@@ -71,17 +71,12 @@ class Optimum(NamedTuple):
     policy: Array
 
 
-def optimal(mdp: TabularMDP, *, iterations: int = 1000) -> Optimum:
+def optimal(mdp: TabularMDP, *, iterations: int = 100) -> Optimum:
     """The optimum by policy iteration, exact up to rounding. For processes in which every policy is unichain."""
     tabular._scalar("average.optimal", mdp)
     fixed = jax.lax.stop_gradient(mdp)
-
-    def evaluate(policy):
-        # the gain rises first; where it cannot, the bias does
-        q = state_action_values(fixed, policy)
-        return policy, gain(fixed, policy) * fixed.states / jnp.finfo(q.dtype).eps ** 0.5 + expectation(policy, q), q
-
-    policy = tabular.policy_iteration(evaluate, jnp.full_like(fixed.reward, 1 / mdp.actions), iterations)
+    uniform = jnp.full_like(fixed.reward, 1 / mdp.actions)
+    policy = tabular.policy_iteration(lambda p: state_action_values(fixed, p), uniform, iterations, rising=False)
     q = state_action_values(mdp, policy)
     policy = jax.lax.stop_gradient(tabular.greedy(q))
     return Optimum(gain(mdp, policy), bias(mdp, policy), state_action_values(mdp, policy), policy)

@@ -105,8 +105,8 @@ def alive(mdp: TabularMDP) -> Array:
 def dynamics(mdp: TabularMDP) -> tuple[Array, Array]:
     """Transition and reward with nothing after the end: no mass enters a terminal state, and none leaves it. Shapes as in the process."""
     live = alive(mdp)
-    rows = jnp.expand_dims(live, tuple(range(1, mdp.transition.ndim - mdp.staged)))
-    P = mdp.transition * (rows * live)[None] if mdp.staged else mdp.transition * (rows * live)
+    mask = live[:, None, None] * live[None, None, :]
+    P = mdp.transition * (mask[None] if mdp.staged else mask)
     rows = live.reshape((1,) * mdp.staged + (-1,) + (1,) * (mdp.reward.ndim - 1 - mdp.staged))
     return P, mdp.reward * rows
 
@@ -235,12 +235,7 @@ def optimal(mdp: TabularMDP, *, iterations: int = 1000) -> Optimum:
     """
     _scalar("optimal", mdp)
     fixed = jax.lax.stop_gradient(mdp)
-
-    def evaluate(policy):
-        v = values(fixed, policy)
-        return policy, v, lookahead(fixed, v)
-
-    policy = policy_iteration(evaluate, jnp.full_like(fixed.reward, 1 / mdp.actions), iterations)
+    policy = policy_iteration(lambda p: state_action_values(fixed, p), jnp.full_like(fixed.reward, 1 / mdp.actions), iterations)
     v = values(mdp, policy)
     q = lookahead(mdp, v)
     return Optimum(v, q, jnp.where(jnp.asarray(mdp.discount) < 1, greedy(q), policy))
@@ -251,25 +246,24 @@ def greedy(action_values: Array) -> Array:
     return jax.nn.one_hot(jnp.argmax(action_values, -1), action_values.shape[-1], dtype=action_values.dtype)
 
 
-def policy_iteration(evaluate, policy: Array, iterations: int) -> Array:
-    """The last policy of Howard's improvement. `evaluate` maps a policy to (policy, values (S,), action values (S, A)).
+def policy_iteration(evaluate, policy: Array, iterations: int, *, rising: bool = True) -> Array:
+    """The last policy of Howard's improvement, from a policy (S, A). `evaluate` maps a policy to its action values (S, A).
 
-    An action is replaced only where another is better by more than rounding, and the loop ends when the values stop rising, so that ties
-    and rounding cannot make it cycle.
+    An action is replaced only where another is better by more than rounding. With `rising` the loop also ends when the values, summed over
+    states, stop rising, so that rounding cannot make it cycle.
     """
 
     def improve(loop):
-        policy, v, q, _, count = loop
-        # q's own mean, not v: their rounding errors differ
-        gain = q.max(-1) - expectation(policy, q)
-        better = gain > 8 * jnp.finfo(q.dtype).eps * (1 + jnp.abs(q).max())
-        new, new_v, new_q = evaluate(jnp.where(better[:, None], greedy(q), policy))
-        rises = jnp.any(better) & (jnp.sum(new_v) > jnp.sum(v))
-        keep = lambda a, b: jnp.where(rises, a, b)  # noqa: E731
-        return keep(new, policy), keep(new_v, v), keep(new_q, q), rises, count + 1
+        policy, q, _, count = loop
+        v = expectation(policy, q)
+        better = q.max(-1) - v > 16 * jnp.finfo(q.dtype).eps * (1 + jnp.abs(q).max())
+        new = jnp.where(better[:, None], greedy(q), policy)
+        new_q = evaluate(new)
+        go = jnp.any(better) & ((expectation(new, new_q).sum() > v.sum()) | (not rising))
+        return jnp.where(go, new, policy), jnp.where(go, new_q, q), go, count + 1
 
-    start = (*evaluate(policy), jnp.array(True), 0)
-    return jax.lax.while_loop(lambda loop: loop[3] & (loop[4] < iterations), improve, start)[0]
+    start = (policy, evaluate(policy), jnp.array(True), 0)
+    return jax.lax.while_loop(lambda loop: loop[2] & (loop[3] < iterations), improve, start)[0]
 
 
 # -- a memory for an agent that sees observations only -------------------------------------------------------------------

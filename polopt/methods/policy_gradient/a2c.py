@@ -1,6 +1,6 @@
 """Asynchronous Methods for Deep Reinforcement Learning.
 
-Volodymyr Mnih, Adria Puigdomenech Badia, Mehdi Mirza, Alex Graves, Timothy Lillicrap, Tim Harley, David Silver, Koray Kavukcuoglu. 2016. arXiv:1602.01783
+Volodymyr Mnih, Adria Puigdomenech Badia, Mehdi Mirza, Alex Graves, et al. 2016. arXiv:1602.01783
 
 Advantage actor-critic, the baseline: short rollouts, an n-step advantage, one step on the whole batch. The environments act
 in step with each other, where the paper's act asynchronously, and Adam takes the place of the shared RMSProp.
