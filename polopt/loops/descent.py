@@ -28,6 +28,7 @@ class Descent:
     step: Step
     epochs: int = hyper(4, at_least=1)  # passes over an iteration's data
     minibatches: int = hyper(4, at_least=1)  # steps in a pass
+    value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
     target_kl: float | None = hyper(None, above=0)  # stop an iteration's steps once the KL estimate exceeds this
 
     def init(self, learner):
@@ -41,7 +42,7 @@ class Descent:
     def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
         def descend(carry, minibatch):
             learner, optimiser, stopped = carry
-            gradient, metrics = jax.grad(loop.loss, has_aux=True)(learner, surrogate_state, minibatch)
+            gradient, metrics = jax.grad(loop.loss, has_aux=True)(learner, surrogate_state, minibatch, self.value_coefficient)
             moved = self.step.update(gradient, optimiser, learner, progress)
             if self.target_kl is not None:
                 stopped = stopped | (metrics["kl"] > self.target_kl)

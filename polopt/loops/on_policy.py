@@ -141,7 +141,6 @@ class OnPolicy:
     num_envs: int = hyper(8, at_least=1)  # copies of the environment that act at once
     num_steps: int = hyper(128, at_least=1)  # steps each copy acts in an iteration
     critic: bool = True  # learn a value function as baseline
-    value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
     value_clip: float | None = hyper(None, above=0)  # keep the new value this close to the old one; none to leave it free
     entropy_coefficient: float = hyper(0.0, at_least=0)  # weight of the entropy bonus
     standardise: str = hyper("minibatch", choices=("minibatch", "batch", "none"))  # over what advantages get mean 0 and deviation 1
@@ -302,12 +301,12 @@ class OnPolicy:
 
     # -- what improvers differentiate ----------------------------------------------------------------------------------
 
-    def loss(self, learner: Learner, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, learner: Learner, surrogate_state, batch: Batch, value_coefficient) -> tuple[jax.Array, dict[str, jax.Array]]:
         """policy_loss + value_coefficient * value_loss, with diagnostics."""
         total, metrics = self.policy_loss(learner.actor, surrogate_state, batch)
         if learner.critic is not None:
             value_loss = self.value_loss(learner.critic, batch)
-            total = total + self.value_coefficient * value_loss
+            total = total + value_coefficient * value_loss
             metrics["loss/value"] = value_loss
         return total, metrics
 

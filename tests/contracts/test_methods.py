@@ -166,9 +166,7 @@ _programs: dict = {}
 def _program(method, on) -> str:
     key = (id(on), repr(method))
     if key not in _programs:
-        state = jax.eval_shape(lambda k: method.init(on, k), jax.random.key(0))
-        text = str(jax.make_jaxpr(lambda k: method.init(on, k))(jax.random.key(0)))
-        _programs[key] = text + str(jax.make_jaxpr(lambda s: method.step(on, s))(state))
+        _programs[key] = str(jax.make_jaxpr(lambda k: method.step(on, method.init(on, k)))(jax.random.key(0)))
     return _programs[key]
 
 

@@ -89,6 +89,6 @@ def _compose(surrogate, task: ControlTask | None) -> OnPolicy:
         return OnPolicy(surrogate, GAE(), improver, num_steps=256, normalise_observations=True, normalise_rewards=True)
     if task is not None and spaces.images(task.env.observation_space):
         surrogate = Clip(0.1) if isinstance(surrogate, Clip) else surrogate
-        improver = Descent(Adam(learning_rate=2.5e-4), epochs=3)
-        return OnPolicy(surrogate, GAE(), improver, value_coefficient=1.0, entropy_coefficient=0.01, normalise_rewards=True)
+        improver = Descent(Adam(learning_rate=2.5e-4), epochs=3, value_coefficient=1.0)
+        return OnPolicy(surrogate, GAE(), improver, entropy_coefficient=0.01, normalise_rewards=True)
     return OnPolicy(surrogate, GAE(), Descent(Adam(learning_rate=2.5e-4)), entropy_coefficient=0.01, normalise_rewards=True)
