@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ Learn policies, and see how good they are.
   compare DIR... | METHOD...  compare runs, or methods on one environment
   report DIR... --html FILE   write an HTML report of one or several runs
   export DIR --to FILE        write a policy as ONNX, StableHLO or safetensors
+  verify METHOD...            run what a method's paper claims: the effect with its interval, and a verdict
+  evidence [--html DIR]       how every method's claim stands, as a table or as pages
   list                        the methods
   show METHOD                 a method's paper, equations, parts and defaults
 
@@ -47,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_MISTAKE
     try:
         return COMMANDS[command](rest) or 0
-    except KeyboardInterrupt:
-        print("polopt: stopped at once; the last checkpoint is whole.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"polopt: {stop}" if str(stop) else "polopt: stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has gone, as in `polopt list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except Exception as error:
         return _explain(error)
 
@@ -61,8 +67,11 @@ def _explain(error: Exception) -> int:
     if "SimulatorError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_FAILED
-    if isinstance(error, (ValueError, ImportError, FileNotFoundError)) and _is_ours(error):
+    if isinstance(error, (ValueError, ImportError)) and _is_ours(error):
         print(f"polopt: {message}", file=sys.stderr)
+        return EXIT_MISTAKE
+    if isinstance(error, OSError) and error.filename is not None:
+        print(f"polopt: Cannot read or write {error.filename}: {error.strerror}. Give another path, or make room and rights there.", file=sys.stderr)
         return EXIT_MISTAKE
     raise error
 
@@ -178,18 +187,18 @@ def _finish(run, quiet: bool) -> int:
     status = run.status
     if status["state"] == "interrupted":
         saved = _last_checkpoint_step(run)
-        print(f"Stopped at step {status['step']:,}; saved at step {saved:,}. Go on with: polopt resume {run.directory}")
+        where = "nothing is saved yet, so that it begins anew" if saved is None else f"saved at step {saved:,}"
+        print(f"Stopped at step {status['step']:,}; {where}. Go on with: polopt resume {run.directory}")
         return 130
     _print_final(run)
     return 0
 
 
-def _last_checkpoint_step(run) -> int:
+def _last_checkpoint_step(run) -> int | None:
     import pathlib
 
     steps = [int(p.name) for p in pathlib.Path(run.directory, "checkpoints").iterdir() if p.name.isdigit()]
-    per_iteration = run.steps_per_iteration
-    return max(steps, default=0) * per_iteration
+    return max(steps) * run.steps_per_iteration if steps else None
 
 
 def _print_final(run) -> None:
@@ -202,8 +211,12 @@ def _print_final(run) -> None:
         print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
     for seed, why in run.status["stopped"].items():
         print(f"seed {seed} stopped: {why}")
-    print(f"({config['evaluation']['final_episodes']} episodes a seed; interquartile mean over {len(config['seeds'])} seeds with its 95 % bootstrap interval)")
+    print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
     print(f"run:    {run.directory}\nreport: {run.directory / 'report.html'}\ncurve:  {run.directory / 'curve.png'}")
+
+
+def _average(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"interquartile mean over {seeds} seeds with its 95 % bootstrap interval"
 
 
 def _interval(s) -> str:
@@ -275,7 +288,7 @@ def compare(argv: list[str]) -> int:
     words, rest = _positionals(argv, "compare", "DIR... or METHOD...", "polopt compare ppo a2c --env CartPole-v1 --seeds 5")
     options = _cli(Options, rest, "compare DIR... | METHOD...")
     from polopt.methods import registry
-    from polopt.run.compare import comparison, train_all, write_report
+    from polopt.run.compare import comparison, keep, train_all, write_report
     from polopt.run.run import load
 
     if all((pathlib.Path(word) / "run.json").exists() for word in words):
@@ -288,8 +301,11 @@ def compare(argv: list[str]) -> int:
             registry.load(word)
         out = pathlib.Path(options.out or f"runs/compare-{options.env.replace('/', '-').replace(':', '-')}")
         runs = train_all(words, options.env, out, steps=options.steps, seeds=options.seeds, quiet=options.quiet, command=_command("compare", argv))
+        if runs[-1].status["state"] == "interrupted":
+            return _finish(runs[-1], options.quiet)
         options.html = options.html or str(out / "report.html")
     rows = comparison(runs, options.policy)
+    keep(rows, options.policy)
     width = max(len(row["run"].config["method"]) for row in rows)
     print(f"{rows[0]['run'].config['env']}, {options.policy} policy: interquartile mean of the return with its 95 % bootstrap interval")
     for row in rows:
@@ -344,6 +360,73 @@ def export(argv: list[str]) -> int:
     return 0
 
 
+# -- the evidence ------------------------------------------------------------------------------------------------------
+
+
+def verify(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Run what papers claim, against their baselines and on the same seeds, and keep the verdicts as evidence."""
+
+        family: str | None = None
+        """the methods of a family"""
+        all: bool = False
+        """every method whose claim is not slow"""
+        stale: bool = False
+        """only methods whose evidence is missing, or whose claim or sources have changed"""
+        slow: bool = False
+        """the slow claims; with --all these too"""
+        seeds: int | None = None
+        """another number of seeds; the result is shown and not stored"""
+        pilot: bool = False
+        """seeds from 1000 on, to try a claim out; the result is shown and not stored"""
+        json: str | None = None
+        """write all numbers to this file"""
+        evidence: str | None = None
+        """the folder of the evidence; by default ./evidence if it exists, else the user's own"""
+        verbose: bool = False
+        """the numbers of every seed and both sides' curves (-v)"""
+
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    options = _cli(Options, ["--verbose" if word == "-v" else word for word in argv[count:]], "verify [METHOD...]")
+    from polopt.claims.evidence import folder
+    from polopt.claims.verify import select
+    from polopt.claims.verify import verify as run_claims
+
+    directory = folder(options.evidence)
+    entries = select(argv[:count], directory, family=options.family, every=options.all, stale=options.stale, slow=options.slow)
+    return run_claims(entries, directory, seeds=options.seeds, pilot=options.pilot, verbose=options.verbose, json_file=options.json)
+
+
+def evidence(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """How every method's claim stands: printed, as static pages, or as totals in a README."""
+
+        family: str | None = None
+        """print the methods of one family"""
+        html: str | None = None
+        """write the pages to this folder"""
+        readme: str | None = None
+        """write the totals into this file, between its markers"""
+        evidence: str | None = None
+        """the folder of the evidence; by default ./evidence if it exists, else the user's own"""
+
+    options = _cli(Options, argv, "evidence")
+    from polopt.claims import pages
+    from polopt.claims.evidence import folder, standings
+
+    found = standings(folder(options.evidence), options.family)
+    if options.html:
+        print(f"pages: {pages.write(found, options.html)}")
+    if options.readme:
+        pages.update_readme(found, options.readme)
+    if not (options.html or options.readme):
+        print("\n".join(pages.table(found)))
+    print(pages.totals(found))
+    return 0
+
+
 # -- the catalogue -----------------------------------------------------------------------------------------------------
 
 
@@ -373,16 +456,22 @@ def show(argv: list[str]) -> int:
     from polopt.core import parts
     from polopt.methods import registry
 
+    if {"-h", "--help"} & set(argv):
+        print("usage: polopt show METHOD\n\nA method's paper, equations, parts with their defaults, and BibTeX entry. `polopt list` has the methods.")
+        return 0
     method, rest = _positional(argv, "show", "METHOD", "polopt show ppo")
     if rest:
         raise ValueError(f"`polopt show` takes one method, but was given {' '.join(argv)}.")
     entry = registry.find(method)
     print(entry.docstring)
+    first: list[str] = []
     for name, compose in registry.compositions(entry.key).items():
-        composed = compose(None)
-        print(f"\n{name}: {(compose.__doc__ or '').strip()}")
-        for line in parts.describe(composed):
-            print(f"  {line}")
+        lines = parts.describe(compose(None))
+        print(f"\n{name}: {(compose.__doc__ or '').strip()}" + (f" It differs from {entry.key} in:" if first else ""))
+        for line in lines:
+            if line not in first:
+                print(f"  {line}")
+        first = first or lines
     print(f"\n{entry.bibtex()}")
     return 0
 
@@ -394,6 +483,8 @@ COMMANDS = {
     "compare": compare,
     "report": report,
     "export": export,
+    "verify": verify,
+    "evidence": evidence,
     "list": list_methods,
     "show": show,
 }

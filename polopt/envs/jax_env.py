@@ -60,8 +60,8 @@ class JaxEnvironment:
     def step(self, state, action, key):
         num_envs = jax.tree.leaves(action)[0].shape[0]
 
-        def one(state, action, key):
-            key_step, key_reset = jax.random.split(key)
+        def one(state, action, keys):
+            key_step, key_reset = keys
             after, final, reward, cost, terminated, truncated = self.dynamics.step(state, action, key_step)
             final = cast(self.observation_space, final)
             terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
@@ -70,7 +70,7 @@ class JaxEnvironment:
             reward, cost = jnp.asarray(reward, jnp.float32), jnp.asarray(cost, jnp.float32)
             return after, Timestep(observation, final, reward, cost, terminated, truncated & ~terminated)
 
-        return jax.vmap(one)(state, action, jax.random.split(key, num_envs))
+        return jax.vmap(one)(state, action, jax.random.split(key, (num_envs, 2)))
 
     def _first(self, key):
         state, observation = self.dynamics.reset(key)

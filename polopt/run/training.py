@@ -102,12 +102,13 @@ class Seeds:
 
 def run_chunk(task, method, state, count, size: int):
     """Up to `size` iterations, `count` of them run: the state and each iteration's metrics, rows from `count` on left zero."""
-    like = jax.eval_shape(method.step, task, state)[1]
+    step = jax.jit(lambda state: method.step(task, state))  # traced once, for its shapes and for the loop
+    like = jax.eval_shape(step, state)[1]
     log = jax.tree.map(lambda m: jnp.zeros((size, *m.shape), m.dtype), like)
 
     def iteration(i, carry):
         state, log = carry
-        state, metrics = method.step(task, state)
+        state, metrics = step(state)
         return state, jax.tree.map(lambda rows, m: rows.at[i].set(m), log, metrics)
 
     return jax.lax.fori_loop(0, count, iteration, (state, log))
@@ -163,6 +164,8 @@ class Training:
 
     def run(self) -> str:
         """Train to the end or to a stop: "finished" or "interrupted". TrainingFailed when no seed is left."""
+        if self.stop_requested.is_set():
+            return self._interrupted()
         began = time.perf_counter()
         size = self.plan.chunk
         arguments = (self.method, self.state, jnp.int32(0))
@@ -199,7 +202,6 @@ class Training:
         """Every seed has stopped: keep what they were before, and say why."""
         if self.iteration not in self.checkpoints.iterations():
             self.save()
-        self._status("failed")
         raise TrainingFailed(
             f"Every seed stopped: {'; '.join(f'seed {s}: {why}' for s, why in self.stopped.items())}. "
             f"The last good state is kept in {self.directory}. Try a smaller learning rate, or normalise observations and rewards."
@@ -218,7 +220,8 @@ class Training:
 
     def _stop(self, seed: int, why: str) -> None:
         self.stopped[seed] = why
-        self.note(f"Seed {seed} stopped: {why}. Its last good state is kept; the others go on.")
+        others = "; the others go on" if len(self.stopped) < len(self.seed_numbers) else ""
+        self.note(f"Seed {seed} stopped: {why}. Its last good state is kept{others}.")
 
     def note(self, text: str) -> None:
         """Show a sentence, and keep it in the run's folder."""
@@ -337,8 +340,11 @@ class Training:
         self._status("interrupted")
         return "interrupted"
 
-    def finished(self) -> None:
-        self._status("finished")
+    def ended(self, state: str, why: str | None = None) -> None:
+        """Write down how the run ended, and why."""
+        if why:
+            records.append_line(self.directory / "notes.jsonl", {"step": self.iteration * self.method.steps_per_iteration, "note": why})
+        self._status(state)
 
     def _status(self, state: str) -> None:
         records.write_json_atomic(

@@ -108,6 +108,22 @@ def test_before_the_first_step_the_new_policy_is_the_old_one():
             np.testing.assert_allclose(x, y, atol=2e-5)
 
 
+def test_float_hyperparameters_can_be_vmapped():
+    """Several learning rates and clips in one compiled program give what each gives alone."""
+    task = ControlTask(make("probe:action"), 1000)
+    small = {"num_envs": 4, "num_steps": 8, "network.hidden": (8,), "critic_network.hidden": (8,)}
+    methods = [ppo(task, **small, learning_rate=rate, clip=clip) for rate, clip in ((1e-3, 0.1), (3e-2, 0.3))]
+    stacked = jax.tree.map(lambda *x: jnp.array(x), *methods)
+
+    def run(method):
+        return jax.lax.fori_loop(0, 3, lambda _, s: method.step(task, s)[0], method.init(task, jax.random.key(0))).learner
+
+    together = jax.jit(jax.vmap(run))(stacked)
+    for i, method in enumerate(methods):
+        for x, y in zip(jax.tree.leaves(jax.tree.map(lambda leaf, i=i: leaf[i], together)), jax.tree.leaves(jax.jit(run)(method)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+
+
 def test_episode_sums_count_whole_episodes_across_rollouts():
     """Episodes of 8 steps of reward 1, rollouts of 5: every finished episode counts 8, whatever it straddles."""
     task = ControlTask(make("probe:truncation"), 1000)
