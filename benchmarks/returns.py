@@ -36,7 +36,8 @@ def measure(method: str, case: str) -> dict:
         run, final, status = (json.loads((out / f"{name}.json").read_text()) for name in ("run", "evaluation", "status"))
     kept = {name: run[name] for name in ("method", "fields", "env", "steps", "seeds", "evaluation", "versions", "machine", "started")}
     reached = final["last"]["mean"] >= target
-    return {"command": " ".join(["polopt", *command]), "target": target, "reached": reached, "final": final, "seconds": status["seconds"], **kept}
+    found = {"command": " ".join(["polopt", *command]), "target": target, "reached": reached, "final": final}
+    return {**found, "seconds": status["seconds"], **kept}
 
 
 def main() -> None:
@@ -45,7 +46,8 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="one case; may be repeated")
     options = parser.parse_args()
     STORE.mkdir(parents=True, exist_ok=True)
-    print("| environment | steps | seeds | last policy, mean | best policy, mean | target | training, s |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("| environment | steps | seeds | last policy, mean | best policy, mean | target | training, s |")
+    print("| --- " * 7 + "|")
     for case in options.case or CASES:
         found = measure(options.method, case)
         (STORE / f"{options.method}-{case}.json").write_text(json.dumps(found, indent=2) + "\n")

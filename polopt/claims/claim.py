@@ -33,7 +33,7 @@ class Side:
 
     configuration: dict[str, Any]  # hyperparameters by name
     numbers: dict[str, Any]  # (seeds,) by measure
-    curves: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # x (time,) and y (seeds, time), nan where unknown, by name
+    curves: dict[str, tuple] = field(default_factory=dict)  # by name: x (time,), y (seeds, time) with nan where unknown, and what x is
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def module_name(entry: Entry) -> str:
 
 
 def exists(entry: Entry) -> bool:
+    """Whether a method has a claim."""
     try:
         return importlib.util.find_spec(module_name(entry)) is not None
     except ModuleNotFoundError:  # the family has no claim at all

@@ -23,6 +23,7 @@ from polopt.run.evaluate import episode_returns
 
 FINAL_RETURN = "final return"
 AREA = "mean return over training"
+STEPS = "environment steps per seed"
 
 
 def simulated(name: str, steps: int) -> ControlTask:
@@ -75,17 +76,20 @@ def train_curves(
 def _train(method, task, keys, *, iterations, episodes, stochastic, observe):
     """Every seed's final return (seeds,) and metrics (seeds, iterations). Configurations that differ in numbers alone share a program."""
 
-    def one(key):
+    def one(key, start):
         def iteration(state, _):
             after, metrics = method.step(task, state)
             return after, {**metrics, **(observe(state, after) if observe else {})}
 
-        state, metrics = jax.lax.scan(iteration, method.init(task, key), length=iterations)
+        state, metrics = jax.lax.scan(iteration, start, length=iterations)
         fresh = jax.random.fold_in(key, 0x0F17A1)
         returns, _ = episode_returns(method.policy(state), task.env, fresh, episodes=episodes, stochastic=stochastic)
         return returns.mean(), metrics
 
-    return jax.vmap(one)(keys)
+    # Not by vmap: orthogonal weights are a QR decomposition, and several batched ones in a program can wait for each other for
+    # ever on a CPU with few cores (seen with jaxlib 0.10.2: each blocks a thread of the pool that the others need).
+    starts = jax.lax.map(lambda key: method.init(task, key), keys)
+    return jax.vmap(one)(keys, starts)
 
 
 def trained(method, task, seeds: list[int], *, metrics: tuple[str, ...] = (), **options) -> Side:
@@ -95,10 +99,10 @@ def trained(method, task, seeds: list[int], *, metrics: tuple[str, ...] = (), **
     """
     curves = train_curves(method, task, seeds, **options)
     numbers = {FINAL_RETURN: curves.final, AREA: area(curves)}
-    drawn = {"return": (curves.steps, curves.returns)}
+    drawn = {"return": (curves.steps, curves.returns, STEPS)}
     for name in metrics:
         numbers[f"mean {name}"] = curves.metrics[name].mean(axis=1)
-        drawn[name] = (curves.steps, curves.metrics[name])
+        drawn[name] = (curves.steps, curves.metrics[name], STEPS)
     return Side(configuration(method), numbers, drawn)
 
 

@@ -18,15 +18,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "*"
+ASIDE = ("analysis", "seconds", "slow")  # what a claim says of its result and its cost changes no number
 
 
 def fingerprints(*modules: str, root: Path = ROOT) -> dict[str, str]:
     """For every file that the modules' code depends on, by its path from `root`, the fingerprint of what it contributes; sorted by path."""
     package = modules[0].partition(".")[0]
     reached: dict[str, set[str]] = {}
+    missing = set()
     waiting = [(module, WHOLE) for module in modules]
     while waiting:
         module, name = waiting.pop()
+        if _file(root, module) is None:
+            missing |= {module} if name else set()  # a package without __init__.py has nothing to run
+            continue
         known = reached.setdefault(module, set())
         if name in known:
             continue
@@ -42,7 +47,7 @@ def fingerprints(*modules: str, root: Path = ROOT) -> dict[str, str]:
         if name not in (WHOLE, "") and name not in source.definitions:
             # handed on from another module, or made by the module's __getattr__
             waiting += source.imports.get(name) or [(module, WHOLE)]
-    found = {}
+    found = {f"{module.replace('.', '/')}.py": "missing" for module in missing}
     for module, names in reached.items():
         source = _read(root, module)
         statements = {id(s): s for name in names for s in _definitions(source, name)} | {id(s): s for s in source.always}
@@ -78,8 +83,6 @@ def _file(root: Path, module: str) -> Path | None:
 
 def _read(root: Path, module: str) -> _Source:
     path = _file(root, module)
-    if path is None:
-        raise ValueError(f"There is no module {module} under {root}.")
     return _parse(root, module, path, path.stat().st_mtime_ns)
 
 
@@ -209,7 +212,7 @@ def _text(statement: ast.stmt) -> str:
 
 
 def _canonical(node) -> str:
-    """A syntax tree as text: what every Python agrees on, without positions and docstrings, and without the analysis of a claim."""
+    """A syntax tree as text: what every Python agrees on, without positions and docstrings, and of a claim without what is aside."""
     if isinstance(node, list):
         return "[" + ",".join(map(_canonical, node)) + "]"
     if not isinstance(node, ast.AST):
@@ -219,7 +222,7 @@ def _canonical(node) -> str:
         if name == "body" and isinstance(value, list):
             value = _without_docstring(value)
         if name == "keywords" and isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Claim":
-            value = [k for k in value if k.arg != "analysis"]
+            value = [k for k in value if k.arg not in ASIDE]
         # what is absent or empty is left out, since later versions of Python add fields; `kind` tells u"" from ""
         if value is not None and value != [] and name not in ("ctx", "kind", "type_comment", "type_ignores"):
             words.append(f"{name}={_canonical(value)}")

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 
-
 _COMPARE = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
 

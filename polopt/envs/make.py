@@ -19,7 +19,9 @@ from polopt.envs.protocol import Environment
 
 __all__ = ["UnknownEnvironment", "UnusableEnvironment", "make", "names"]
 
-FORMS = "CartPole-v1, gymnax:ID, gym:HalfCheetah-v5, gym-async:ID, envpool:ID, probe:NAME, package.module:EnvId or path/to/file.py:ClassName"
+FORMS = (
+    "CartPole-v1, gymnax:ID, gym:HalfCheetah-v5, gym-async:ID, envpool:ID, probe:NAME, exact:NAME, package.module:EnvId or path/to/file.py:ClassName"
+)
 
 # Packages that some environments need, by a word in what defines them; the extra has the package's name.
 EXTRAS = ("mujoco", "envpool")
@@ -29,9 +31,9 @@ def make(name: Any, *, asynchronous: bool = False, costs: int | None = None, **o
     """The environment that `name` means.
 
     name:          `CartPole-v1` (gymnax first, else Gymnasium), `gymnax:ID`, `gym:ID`, `gym-async:ID` (a process a copy), `envpool:ID`,
-                   `probe:NAME`, `package.module:EnvId`, or `path/to/file.py:ClassName`. What the last two name is registered in Gymnasium, or is
-                   a gymnasium.Env class, a function that returns one, or a `Dynamics` (see `polopt.envs.jax_env`). From Python also such
-                   a class, function or object itself.
+                   `probe:NAME`, `exact:NAME` (a problem of `polopt.envs.exact`), `package.module:EnvId`, or `path/to/file.py:ClassName`.
+                   What the last two name is registered in Gymnasium, or is a gymnasium.Env class, a function that returns one, or a
+                   `Dynamics` (see `polopt.envs.jax_env`). From Python also such a class, function or object itself.
     asynchronous:  run each copy of a Gymnasium environment in a process of its own.
     costs:         how many numbers `info["cost"]` holds; by default what the environment's attribute `costs` says, else none.
     options:       keyword arguments of the environment itself; `max_episode_steps` sets a time limit for Gymnasium environments.
@@ -55,13 +57,17 @@ def make(name: Any, *, asynchronous: bool = False, costs: int | None = None, **o
         if rest not in PROBES:
             raise _unknown(name, [f"probe:{known}" for known in PROBES])
         return JaxEnvironment(name, PROBES[rest])
+    if prefix == "exact":
+        return _exact(name, rest, options)
     return _own(name, asynchronous, costs, options)
 
 
 def names() -> list[str]:
-    """What `make` knows without a user's own code: gymnax's ids, Gymnasium's as gym:ID, EnvPool's are too many, and the probes."""
+    """What `make` knows without a user's own code: gymnax's ids, Gymnasium's as gym:ID, EnvPool's are too many, the probes, the exact problems."""
+    from polopt.envs.exact.dynamics import EXACT
+
     found = list(gymnax_catalogue.IDS) if gymnax_catalogue.installed() else []
-    return [*found, *(f"gym:{i}" for i in _gymnasium_ids()), *(f"probe:{probe}" for probe in PROBES)]
+    return [*found, *(f"gym:{i}" for i in _gymnasium_ids()), *(f"probe:{probe}" for probe in PROBES), *(f"exact:{known}" for known in EXACT)]
 
 
 def _gymnasium_ids() -> list[str]:
@@ -90,6 +96,16 @@ def _gymnax(name: str, rest: str, options) -> JaxEnvironment:
         raise _unknown(name, [f"gymnax:{i}" for i in gymnax_catalogue.IDS])
     with _sentences(name):
         return JaxEnvironment(name, GymnaxDynamics(rest, **options))
+
+
+def _exact(name: str, rest: str, options) -> JaxEnvironment:
+    from polopt.envs.exact.dynamics import EXACT, named
+
+    with _sentences(name):
+        dynamics = named(rest, **options)
+    if dynamics is None:
+        raise _unknown(name, [f"exact:{known}" for known in EXACT])
+    return JaxEnvironment(name, dynamics)
 
 
 DYNAMICS = ("observation_space", "action_space", "objectives", "costs", "reset", "step")

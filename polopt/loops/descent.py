@@ -21,6 +21,29 @@ class Step(Protocol):
         ...
 
 
+class Selection(Protocol):
+    """Which of a batch's n samples (or sequences) a pass learns from, chosen anew before each pass."""
+
+    def count(self, n: int) -> int:
+        """How many are chosen."""
+        ...
+
+    def __call__(self, loop, actor, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The chosen ones' indices (count,), rising, and diagnostics."""
+        ...
+
+
+@part
+class Everything:
+    """All samples."""
+
+    def count(self, n: int) -> int:
+        return n
+
+    def __call__(self, loop, actor, batch, key):
+        return jnp.arange(jax.tree.leaves(batch)[0].shape[0]), {}
+
+
 @part
 class Descent:
     """`epochs` passes of `minibatches` steps, each minibatch drawn anew without replacement."""
@@ -30,6 +53,7 @@ class Descent:
     minibatches: int = hyper(4, at_least=1)  # steps in a pass
     value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
     target_kl: float | None = hyper(None, above=0)  # stop an iteration's steps once the KL estimate exceeds this
+    select: Selection = Everything()
 
     def init(self, learner):
         return self.step.init(learner)
@@ -37,6 +61,8 @@ class Descent:
     def refuse(self, samples: int) -> str | None:
         if samples % self.minibatches:
             return f"cannot split {samples} samples into {self.minibatches} minibatches"
+        if self.select.count(samples) < self.minibatches:
+            return f"cannot split the {self.select.count(samples)} samples that are kept of {samples} into {self.minibatches} minibatches"
         return None
 
     def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
@@ -49,16 +75,33 @@ class Descent:
                 moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
             return (*moved, stopped), metrics
 
-        start = (learner, state, jnp.array(False))
-        (learner, state, _), metrics = passes(descend, start, batch, self.epochs, self.minibatches, key)
+        def one_pass(carry, slice):
+            order, k_select = slice
+            chosen, report = self.select(loop, carry[0].actor, batch, k_select)
+            carry, metrics = over(descend, carry, batch, chosen[order])
+            return carry, {**metrics, **report}
+
+        orders = divisions(key, self.epochs, self.minibatches, self.select.count(jax.tree.leaves(batch)[0].shape[0]))
+        keys = jax.random.split(jax.random.fold_in(key, 1), self.epochs)
+        (learner, state, _), metrics = jax.lax.scan(one_pass, (learner, state, jnp.array(False)), (orders, keys))
         return learner, state, jax.tree.map(jnp.mean, metrics)
 
 
 def passes(step: Callable, carry, batch, epochs: int, minibatches: int, key):
     """`step(carry, minibatch) -> (carry, output)` over `epochs` random divisions of a batch into `minibatches`: (carry, outputs)."""
-    samples = jax.tree.leaves(batch)[0].shape[0]
-    orders = permutations(key, epochs, samples).reshape(epochs * minibatches, samples // minibatches)
+    orders = divisions(key, epochs, minibatches, jax.tree.leaves(batch)[0].shape[0])
+    return over(step, carry, batch, orders.reshape(epochs * minibatches, -1))
+
+
+def over(step: Callable, carry, batch, orders):
+    """`step(carry, minibatch) -> (carry, output)` over the minibatches whose indices are the rows of `orders`."""
     return jax.lax.scan(lambda carry, chosen: step(carry, jax.tree.map(lambda x: x[chosen], batch)), carry, orders)
+
+
+def divisions(key, epochs: int, minibatches: int, n: int):
+    """`epochs` random divisions of 0 ... n-1, as (epochs, minibatches, size); of what does not divide evenly some are left out at random."""
+    size = n // minibatches
+    return permutations(key, epochs, n)[:, : size * minibatches].reshape(epochs, minibatches, size)
 
 
 def permutations(key, count: int, n: int):

@@ -33,7 +33,10 @@ class Update(NamedTuple):
 
 
 class Surrogate(Protocol):
-    """The policy's loss. `init` gives the state of what adapts, () where nothing does; `adapt` sees the mean KL(old || new)."""
+    """The policy's loss. `init` gives the state of what adapts, () where nothing does.
+
+    `adapt` gives it for the next iteration, from the mean KL(old || new) of this one and the fraction of the run that is then done.
+    """
 
     def init(self) -> Any: ...
 
@@ -41,7 +44,7 @@ class Surrogate(Protocol):
         """The loss of each sample (n,), and diagnostics."""
         ...
 
-    def adapt(self, state, kl: jax.Array) -> Any: ...
+    def adapt(self, state, kl: jax.Array, progress: jax.Array) -> Any: ...
 
 
 class Advantage(Protocol):
@@ -76,6 +79,7 @@ class Rollout(NamedTuple):
     observation: Any
     final_observation: Any
     raw_action: Any
+    distribution: Any
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
@@ -158,6 +162,8 @@ class OnPolicy:
         """Why this method cannot take the task; None when it can."""
         if task.env.objectives:
             return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
+        if isinstance(task.env.action_space, spaces.Dict):
+            return f"takes one action, but {task.env.name} wants a dict of actions. Wrap the environment so that it takes a box or whole numbers"
         if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:
             return f"cannot squash actions into the unbounded space of {task.env.name}. Set bounds to clip"
         reason = self.improver.refuse(self.num_envs if self.recurrent else self.steps_per_iteration)
@@ -196,13 +202,12 @@ class OnPolicy:
         before = state.acting
         acting, rollout, episodes = self.collect(task.env, state, k_collect)
         batch, reward_statistics, discounted_return, explained = self.judge(state, before, rollout)
-        progress = state.iteration * self.steps_per_iteration / task.steps
-        progress = jnp.clip(progress, 0.0, 1.0)
+        progress = self._progress(task, state.iteration)
         learner, improver, metrics = self.improver(self, state.improver, state.learner, state.surrogate, batch, progress, k_improve)
         state = State(
             learner=learner,
             improver=improver,
-            surrogate=self._adapt_surrogate(state.surrogate, learner, batch),
+            surrogate=self._adapt_surrogate(state.surrogate, learner, batch, self._progress(task, state.iteration + 1)),
             normaliser=state.normaliser.update(jax.tree.map(_flat, rollout.observation)),
             reward_statistics=reward_statistics,
             acting=acting._replace(discounted_return=discounted_return),
@@ -247,7 +252,8 @@ class OnPolicy:
                 "episode/length": jnp.sum(jnp.where(ended, length, 0.0)),
                 "episode/count": jnp.sum(ended).astype(jnp.float32),
             }
-            rollout = Rollout(acting.observation, after.final_observation, raw, after.reward, after.terminated, after.truncated, acting.start)
+            seen = (acting.observation, after.final_observation)
+            rollout = Rollout(*seen, raw, distribution, after.reward, after.terminated, after.truncated, acting.start)
             zero = jnp.zeros_like(length)
             nxt = Acting(
                 env_state,
@@ -268,7 +274,7 @@ class OnPolicy:
         learner = state.learner
         inputs, final_inputs = (_each(state.normaliser, seen) for seen in (rollout.observation, rollout.final_observation))
         memory = before.memory
-        _, distribution = _unroll(learner.actor, memory[0], inputs, rollout.start)
+        distribution = rollout.distribution
         ended = rollout.terminated | rollout.truncated
         if learner.critic is None:
             old_values = next_values = jnp.zeros_like(rollout.reward)
@@ -311,23 +317,27 @@ class OnPolicy:
 
     def policy_loss(self, actor: Actor, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean surrogate - entropy_coefficient * entropy, with diagnostics."""
+        update = self.update(actor, batch)
+        surrogate, metrics = self.surrogate.loss(surrogate_state, update)
+        surrogate = jnp.mean(surrogate)
+        entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(update.distribution))
+        metrics = {
+            "loss/policy": surrogate,
+            "entropy": entropy,
+            "kl": jnp.mean(divergences.k3(update.old_log_prob, update.log_prob)),
+            "ratio_deviation": jnp.mean(jnp.abs(jnp.exp(update.log_prob - update.old_log_prob) - 1)),
+            **metrics,
+        }
+        return surrogate - self.entropy_coefficient * entropy, metrics
+
+    def update(self, actor: Actor, batch: Batch) -> Update:
+        """What a surrogate sees of a batch, as samples (n, ...)."""
         distribution = self._forward(actor, 0, batch)
         raw, old_log_prob, old_distribution, advantages = self._samples((batch.raw_action, batch.log_prob, batch.distribution, batch.advantage))
         if self.standardise == "minibatch":
             advantages = reduction.standardise(advantages)
         log_prob = jax.vmap(lambda d, r: d.log_prob(r))(distribution, raw)
-        update = Update(log_prob, old_log_prob, advantages, distribution, old_distribution)
-        surrogate, metrics = self.surrogate.loss(surrogate_state, update)
-        surrogate = jnp.mean(surrogate)
-        entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(distribution))
-        metrics = {
-            "loss/policy": surrogate,
-            "entropy": entropy,
-            "kl": jnp.mean(divergences.k3(old_log_prob, log_prob)),
-            "ratio_deviation": jnp.mean(jnp.abs(jnp.exp(log_prob - old_log_prob) - 1)),
-            **metrics,
-        }
-        return surrogate - self.entropy_coefficient * entropy, metrics
+        return Update(log_prob, old_log_prob, advantages, distribution, old_distribution)
 
     def value_loss(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
         """Half the mean squared error to the targets, clipped around the old values if `value_clip` says so."""
@@ -346,11 +356,15 @@ class OnPolicy:
         old, new = self._samples(batch.distribution), self._forward(actor, 0, batch)
         return jnp.mean(jax.vmap(lambda o, n: o.kl(n))(old, new))
 
-    def _adapt_surrogate(self, surrogate_state, learner: Learner, batch: Batch):
+    def _progress(self, task, iteration):
+        """The fraction of the run that is done before an iteration."""
+        return jnp.clip(iteration * self.steps_per_iteration / task.steps, 0.0, 1.0)
+
+    def _adapt_surrogate(self, surrogate_state, learner: Learner, batch: Batch, progress):
         """What adapts in the surrogate, told the mean KL over the whole batch after the last step."""
         if not jax.tree.leaves(surrogate_state):
             return surrogate_state
-        return self.surrogate.adapt(surrogate_state, self.mean_kl(learner.actor, batch))
+        return self.surrogate.adapt(surrogate_state, self.mean_kl(learner.actor, batch), progress)
 
     def _forward(self, model, which: int, batch: Batch):
         """A network's outputs on a batch as samples (n, ...); `which` of the remembered carries is its own."""
@@ -404,4 +418,4 @@ def _swap(x):
 
 
 def _flat(x):
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # not -1, which an empty array cannot resolve

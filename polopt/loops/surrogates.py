@@ -9,7 +9,7 @@ from polopt.objectives import surrogates
 def stateless(cls):
     """A surrogate part in which nothing adapts: `cls` need define `loss` only."""
     cls.init = lambda self: ()
-    cls.adapt = lambda self, state, kl: state
+    cls.adapt = lambda self, state, kl, progress: state
     return part(cls)
 
 

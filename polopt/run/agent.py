@@ -27,10 +27,15 @@ class Agent:
 
     def __call__(self, observation, key=None):
         batched, count = _batch_of(self.policy.observation_space, observation)
-        observation = jax.tree.map(jnp.asarray, observation)
+        observation = spaces.cast(self.policy.observation_space, observation)
+        carry = self.policy.initial_carry()
+        if batched:
+            carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), carry)
         if self._carry is None:
-            carry = self.policy.initial_carry()
-            self._carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), carry) if batched else carry
+            self._carry = carry
+        elif jax.tree.map(jnp.shape, self._carry) != jax.tree.map(jnp.shape, carry):
+            given = f"a batch of {count} observations" if batched else "one observation"
+            raise ValueError(f"The policy remembers episodes of another batch, but was given {given}. Call reset() where new episodes begin.")
         if batched:
             key = None if key is None else jax.random.split(key, count)
             self._carry, action = self._act_batch(self.policy, self._carry, observation, key)
@@ -43,8 +48,11 @@ def _batch_of(space, observation) -> tuple[bool, int]:
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, dict) or set(observation) != {name for name, _ in space.items}:
             raise ValueError(f"The observation must be a dict with the names {', '.join(name for name, _ in space.items)}.")
-        name, inner = space.items[0]
-        return _batch_of(inner, observation[name])
+        found = {name: _batch_of(inner, observation[name]) for name, inner in space.items}
+        if len(set(found.values())) > 1:
+            sizes = ", ".join(f"{name} {'a batch of ' + str(n) if batched else 'one'}" for name, (batched, n) in found.items())
+            raise ValueError(f"The parts of the observation must be all single or batches of one size, but they are: {sizes}.")
+        return next(iter(found.values()))
     shape = np.shape(observation)
     if shape == space.shape:
         return False, 1

@@ -8,22 +8,38 @@ from typing import Any
 
 import numpy as np
 
+from polopt.envs.make import make
+from polopt.envs.task import ControlTask
 from polopt.run import records
-from polopt.run.run import Run, RunError, fit, summary
+from polopt.run.run import Run, RunError, compose, fit, summary
 from polopt.run.statistics import probability_of_improvement
 
 
 def train_all(methods: list[str], env: str, out: str | os.PathLike, **options) -> list[Run]:
-    """One run of each method on the same environment, seeds and steps, in folders of `out` named by method."""
+    """One run of each method on the same environment, seeds and steps, in folders of `out` named by method.
+
+    What would be refused later is refused before anything is trained. When a run is interrupted it is the last one returned.
+    """
     if len(set(methods)) != len(methods):
         raise RunError(f"The methods {', '.join(methods)} are not all different. Name each one once.")
-    return [fit(method, env, out=Path(out) / method.replace(":", "-"), **options) for method in methods]
+    _at_least_two(methods)
+    task = ControlTask(make(env), options.get("steps", 1))
+    folders = [Path(out) / method.replace(":", "-") for method in methods]
+    for method, folder in zip(methods, folders):
+        compose(method, task, {})
+        if (folder / "run.json").exists():
+            raise RunError(f"{folder} holds a run already. Give another folder with --out, or compare the runs that are there by their folders.")
+    runs = []
+    for method, folder in zip(methods, folders):
+        runs.append(fit(method, env, out=folder, **options))
+        if runs[-1].status["state"] == "interrupted":
+            break
+    return runs
 
 
 def comparison(runs: list[Run], policy: str = "best") -> list[dict[str, Any]]:
     """For each run the final statistics of a policy and, against the first run, the probability of improvement with its interval."""
-    if len(runs) < 2:
-        raise RunError(f"A comparison needs at least 2 runs, but was given {len(runs)}.")
+    _at_least_two(runs)
     environments = {run.config["env"] for run in runs}
     if len(environments) > 1:
         raise RunError(f"The runs are on different environments ({', '.join(sorted(environments))}); compare runs on one.")
@@ -32,8 +48,26 @@ def comparison(runs: list[Run], policy: str = "best") -> list[dict[str, Any]]:
         scores = _final_scores(run, policy)
         rows.append({"run": run, "scores": scores, **summary(scores[:, None])})
     for row in rows[1:]:
-        row["improvement"] = probability_of_improvement(row["scores"], rows[0]["scores"])
+        row["improvement"] = probability_of_improvement(_finite(row["scores"]), _finite(rows[0]["scores"]))
     return rows
+
+
+def keep(rows: list[dict[str, Any]], policy: str) -> Path:
+    """Append what a comparison found to `comparisons.jsonl` in the folder of its first run."""
+    path = rows[0]["run"].directory / "comparisons.jsonl"
+    names = {"scores", "mean", "iqm", "interval", "improvement"}
+    found = [{"run": str(r["run"].directory), "method": r["run"].config["method"], **{k: v for k, v in r.items() if k in names}} for r in rows]
+    records.append_line(path, {"policy": policy, "env": rows[0]["run"].config["env"], "runs": found})
+    return path
+
+
+def _at_least_two(things: list) -> None:
+    if len(things) < 2:
+        raise RunError(f"A comparison needs at least 2 runs or methods, but was given {len(things)}. Name another one.")
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    return scores[np.isfinite(scores)]
 
 
 def _final_scores(run: Run, policy: str) -> np.ndarray:

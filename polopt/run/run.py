@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -91,14 +92,14 @@ def fit(
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     pickled = None if isinstance(method, str) else _pickled(composed)
-    new = not directory.exists()
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     with _disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
             loggers = _loggers(config, directory)
         except Exception:
-            if new:
-                shutil.rmtree(directory)
+            for folder in made:  # as it was before, so that the next try finds no folder in its way
+                shutil.rmtree(folder) if folder == directory else folder.rmdir()
             raise
         if pickled:
             (directory / "method.pkl").write_bytes(pickled)
@@ -153,8 +154,12 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        path = self.directory / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {"state": "new"}
+        try:
+            return records.read_json(self.directory / "status.json")
+        except FileNotFoundError:
+            return {"state": "new", "stopped": {}}
+        except ValueError:
+            return {"state": "unknown", "stopped": {}}
 
     @property
     def seeds(self) -> list[int]:
@@ -228,7 +233,7 @@ class Run:
         """Evaluate every seed's policy on fresh episodes; the summary is returned and kept in the run's requested.jsonl."""
         (episodes,) = _counts(episodes=episodes)
         policies = self.policies(which)
-        environment = self._evaluation_env(env)
+        environment = self.environment(env)
         if not _fits(environment, policies):
             raise RunError(
                 f"{environment.name} has {_spaces(environment)}, but the policy was trained on {_spaces(policies)}. "
@@ -247,7 +252,8 @@ class Run:
             records.append_line(self.directory / "requested.jsonl", {**result, "returns": returns.tolist(), "lengths": lengths.tolist()})
         return result
 
-    def _evaluation_env(self, env):
+    def environment(self, env=None):
+        """The environment to evaluate on: the given one, or the run's own."""
         if env is not None:
             return _environment(env)
         if self._env is not None:
@@ -374,6 +380,7 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     evaluation_env = make(config["env"]) if task.env.host and config["named_env"] else task.env
     title = f"{config['method']} on {config['env']}"
     total = plan.iterations * method.steps_per_iteration
+    training = None
     try:
         with Progress(total, len(config["seeds"]), title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
             training = Training(method, task, evaluation_env, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
@@ -391,8 +398,17 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
                 if outcome == "finished":
                     training.final_evaluation()
                     _write_summary(run)
-                    training.finished()
+                    training.ended("finished")
                     run.report()
+    except Exception as error:
+        if training:
+            with contextlib.suppress(OSError):  # a full disk may be what went wrong
+                training.ended("failed", " ".join(str(error).split()))
+        raise
+    except KeyboardInterrupt:
+        if training:
+            training.ended("interrupted")
+        raise KeyboardInterrupt(f"Stopped at once; the last checkpoint is whole. Go on with: polopt resume {run.directory}") from None
     finally:
         for logger in loggers:
             logger.close()

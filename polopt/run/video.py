@@ -11,9 +11,7 @@ from polopt.envs.render import frames, save_video
 def film(run, path: str | os.PathLike, env: str | None = None, which: str = "best", key: int = 0) -> Path:
     """Write one episode of the best seed's policy to a .gif or .mp4 and return the path."""
     agent = run.policy(which=which)
-    name = env or run.config["env"]
-    pictures, fps = frames(name, agent, seed=key)
-    return save_video(pictures, path, fps)
+    return save_video(frames(run.environment(env), agent, seed=key), path)
 
 
 __all__ = ["film"]

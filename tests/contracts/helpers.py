@@ -12,7 +12,17 @@ from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.methods import registry
 
-SMALL = {"num_envs": 4, "num_steps": 8, "improver.epochs": 2, "improver.minibatches": 2, "improver.value_fit.epochs": 2, "improver.value_fit.minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,), "network.core_size": 4}
+SMALL = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "improver.epochs": 2,
+    "improver.minibatches": 2,
+    "improver.value_fit.epochs": 2,
+    "improver.value_fit.minibatches": 2,
+    "network.hidden": (8,),
+    "critic_network.hidden": (8,),
+    "network.core_size": 4,
+}
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
 
 

@@ -42,7 +42,7 @@ def test_seeds_together_equal_one_at_a_time(name):
 
 @every_method
 def test_jit_changes_nothing(name):
-    method = small(name, task(), num_steps=2, num_envs=2, improver__epochs=1, improver__minibatches=1)
+    method = small(name, task(), num_steps=2, num_envs=2)
     with jax.disable_jit():
         plain = method.step(task(), method.init(task(), jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, task(), iterations=1)), strict=True):
@@ -132,7 +132,8 @@ def _contexts(name):
     found = []
     for env in ("probe:credit", "probe:action-continuous"):
         on = task(env)
-        large = {"improver__step__learning_rate": 0.1} if "improver.step.learning_rate" in parts.fields(small(name, on)) else {}  # so that what bounds a step binds
+        steps = "improver.step.learning_rate" in parts.fields(small(name, on))
+        large = {"improver__step__learning_rate": 0.1} if steps else {}  # so that what bounds a step binds
         found.append((on, small(name, on, **large)))
     known = parts.fields(found[0][1])
     if "network.core" in known:

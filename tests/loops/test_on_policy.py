@@ -53,7 +53,10 @@ def learnt_values(name, state, policy):
     return np.array(learnt), np.array([k.value for k in known])
 
 
-@pytest.mark.parametrize("name", ["value", "credit", "credit-continuous", "discount", "action", "action-continuous", "truncation", "termination-continuous"])
+PROBED = ["value", "credit", "credit-continuous", "discount", "action", "action-continuous", "truncation", "termination-continuous"]
+
+
+@pytest.mark.parametrize("name", PROBED)
 def test_the_critic_learns_the_known_values(name):
     slow = {"iterations": 500, "anneal": False} if name == "truncation" else {}  # a bootstrap without end converges slowly
     _, _, state = trained(name, **slow)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from polopt.envs.exact.finite import cumulative, draw
 from polopt.envs.exact.problems import _one_of
-from polopt.envs.exact.tabular import TabularMDP, expectation, greedy, times
+from polopt.envs.exact.tabular import TabularMDP, as_array, expectation, greedy, times
 
 
 @jax.tree_util.register_dataclass
@@ -50,12 +51,13 @@ def gaussian(means: Array, contexts: Array | None = None, *, deviation: float = 
 
 
 def _bandit(means, contexts, deviation) -> Bandit:
-    means = jnp.asarray(means, float)
+    means = as_array(means)
     means = means[None] if means.ndim == 1 else means
     count = means.shape[0]
-    contexts = jnp.full(count, 1 / count, means.dtype) if contexts is None else jnp.asarray(contexts, means.dtype)
+    contexts = as_array(np.full(count, 1 / count) if contexts is None else contexts)
     if means.ndim not in (2, 3) or contexts.shape != (count,):
-        raise ValueError(f"The means have the shape {means.shape} and the contexts {contexts.shape}, but (contexts, arms) and (contexts,) are expected.")
+        given = f"means {means.shape} and contexts {contexts.shape}"
+        raise ValueError(f"The bandit has the shapes {given}, but (contexts, arms) and (contexts,) are expected.")
     return Bandit(means, contexts, deviation)
 
 

@@ -201,10 +201,14 @@ def discounted_return(mdp: TabularMDP, rewards: Array) -> Array:
 
 
 def cumulative(probabilities: Array) -> Array:
-    """Running sums over the last axis for `draw`: exactly 1 from the last possible entry on, so that no impossible one is ever drawn."""
-    c = jnp.cumsum(probabilities, -1)
-    behind = jnp.flip(jnp.cumsum(jnp.flip(probabilities, -1), -1), -1) - probabilities
-    return jnp.where(behind > 0, c / c[..., -1:], jnp.ones_like(c))
+    """Running sums over the last axis for `draw`: exactly 1 from the last possible entry on, so that no impossible one is ever drawn.
+
+    Of a NumPy array, a NumPy array.
+    """
+    xp = np if isinstance(probabilities, np.ndarray) else jnp
+    c = xp.cumsum(probabilities, -1)
+    behind = xp.flip(xp.cumsum(xp.flip(probabilities, -1), -1), -1) - probabilities
+    return xp.where(behind > 0, c / c[..., -1:], xp.ones_like(c))
 
 
 def draw(cumulative: Array, uniform: Array) -> Array:

@@ -13,21 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polopt.envs.exact.tabular import TabularMDP
+from polopt.envs.exact.tabular import TabularMDP, as_array
 
 
 def _mdp(transition, reward, start, discount, *, terminal=None, cost=None, observation=None) -> TabularMDP:
     states = np.shape(transition)[-1]
     first = np.eye(states)[start] if np.ndim(start) == 0 else start
-    as_float = lambda x: None if x is None else jnp.asarray(x, float)  # noqa: E731
     return TabularMDP(
-        as_float(transition),
-        as_float(reward),
-        as_float(first),
+        as_array(transition),
+        as_array(reward),
+        as_array(first),
         discount,
-        None if terminal is None else jnp.asarray(terminal, bool),
-        as_float(cost),
-        None if observation is None else jnp.asarray(observation, "int32"),
+        None if terminal is None else jnp.asarray(np.asarray(terminal, bool)),
+        None if cost is None else as_array(cost),
+        None if observation is None else jnp.asarray(np.asarray(observation, np.int32)),
     )
 
 
@@ -113,9 +112,11 @@ def riverswim(states: int = 6, *, discount: float = 0.99) -> TabularMDP:
 
 
 def two_queues(*, buffer: int = 10, arrival: float = 0.45, discount: float = 0.95) -> TabularMDP:
-    """Two queues of at most `buffer` jobs. Action i serves queue i, which loses one job; then a job arrives at each with probability `arrival`, and is
-    lost if the buffer is full. The reward is minus the jobs that wait before the service. Start empty. State = buffer+1 times the first
-    queue plus the second (catalogue: improper_rl)."""
+    """Two queues of at most `buffer` jobs (catalogue: improper_rl).
+
+    Action i serves queue i, which loses one job; then a job arrives at each with probability `arrival`, and is lost if the buffer is full. The
+    reward is minus the jobs that wait before the service. Start empty. The state is (buffer + 1) times the first queue plus the second.
+    """
     n = buffer + 1
     P, reward = np.zeros((n, n, 2, n, n)), np.zeros((n, n, 2))
     for first, second, action in np.ndindex(n, n, 2):
@@ -209,8 +210,8 @@ def neighbourhood(size: int = 7) -> Array:
 
 
 def combination_lock(horizon: int = 8, actions: int = 3, *, decoy: float = 0.0, seed: int = 0) -> TabularMDP:
-    """Two states, on track (0, the start) and off (1), and a random correct action at every step, which alone keeps on track. Completing the lock earns
-    1 at the last step. With a decoy, one wrong action of the first step earns it at once. Depends on the step; undiscounted."""
+    """Two states, on track (0, the start) and off (1); at every step one random action alone keeps on track. Completing the lock earns 1 at the last
+    step; with a decoy, one wrong action of the first step earns that at once. Depends on the step; undiscounted."""
     rng = np.random.default_rng(seed)
     code = rng.integers(actions, size=horizon)
     P, reward = np.zeros((horizon, 2, actions, 2)), np.zeros((horizon, 2, actions))
@@ -226,8 +227,8 @@ TREASURES = ((1, 0.7), (2, 8.2), (3, 11.5), (4, 14.0), (4, 15.1), (4, 16.1), (7,
 
 
 def deep_sea_treasure(*, discount: float = 0.99) -> TabularMDP:
-    """A submarine starts at the top left; deeper treasures are worth more and lie further. Two objectives: (treasure found, -1 a step); a treasure ends
-    the episode. Actions up, right, down, left; the seabed stops moves. Convex values, after Yang et al. (2019)."""
+    """A submarine starts at the top left; deeper treasures are worth more and lie further. Two objectives: (treasure found, -1 a step); a treasure
+    ends the episode. Actions up, right, down, left; the seabed stops moves. Convex values, after Yang et al. (2019)."""
     cells = [(r, c) for c, (depth, _) in enumerate(TREASURES) for r in range(depth + 1)]
     index = {cell: s for s, cell in enumerate(cells)}
     P, reward = np.zeros((len(cells), 4, len(cells))), np.zeros((len(cells), 4, 2))

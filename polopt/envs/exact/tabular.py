@@ -79,7 +79,7 @@ def check(mdp: TabularMDP) -> None:
     P, start = np.asarray(mdp.transition), np.asarray(mdp.start)
     states, actions = P.shape[-3:-1] if P.ndim in (3, 4) else (0, 0)
     if P.ndim not in (3, 4) or P.shape[-1] != states:
-        raise ValueError(f"The transition has the shape {P.shape}, but (states, actions, states) is expected, with a first axis of steps if they differ.")
+        raise ValueError(f"The transition has the shape {P.shape}, but (states, actions, states), or that with an axis of steps before, is expected.")
     wanted = P.shape[:-1]
     if mdp.reward.shape[: len(wanted)] != wanted or mdp.reward.ndim > len(wanted) + 1:
         raise ValueError(f"The reward has the shape {mdp.reward.shape}, but {wanted}, or that with an axis of objectives behind, is expected.")
@@ -95,6 +95,11 @@ def check(mdp: TabularMDP) -> None:
             raise ValueError(f"Some row of {what} is not a distribution: its entries must be at least 0 and sum to 1.")
     if not 0 <= np.max(mdp.discount) <= 1:
         raise ValueError(f"The discount is {mdp.discount}, but a number from 0 to 1 is expected.")
+
+
+def as_array(x) -> Array:
+    """Numbers as a JAX array of the default type: float64 inside `jax.enable_x64(True)`, else float32. Plain ones are converted without compiling."""
+    return jnp.asarray(x, float) if isinstance(x, jax.core.Tracer) else jnp.asarray(np.asarray(x, jnp.result_type(float)))
 
 
 def alive(mdp: TabularMDP) -> Array:
@@ -302,7 +307,7 @@ def _resolvent(mdp: TabularMDP, policy: Array) -> Array:
 
 def _check_policy(mdp: TabularMDP, policy: Array) -> None:
     if mdp.staged:
-        raise ValueError("The transition depends on the step, which a discounted value without a horizon does not know; use polopt.envs.exact.finite.")
+        raise ValueError("The transition depends on the step, so that its values need a horizon; use polopt.envs.exact.finite.")
     if policy.shape != (mdp.states, mdp.actions):
         raise ValueError(f"The policy has the shape {policy.shape}, but ({mdp.states}, {mdp.actions}), states by actions, is expected.")
 

@@ -67,7 +67,7 @@ class KLPenalty:
         surrogate = surrogates.importance_weighted(update.log_prob, update.old_log_prob, update.advantage)
         return surrogate + state * kl, {"kl_penalty": state}
 
-    def adapt(self, state, kl):
+    def adapt(self, state, kl, progress):
         return adapted_penalty(state, kl, self.kl_target)
 
 

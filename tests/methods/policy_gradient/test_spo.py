@@ -36,7 +36,8 @@ def objective(surrogate, ratio, advantage):
 
 
 @pytest.mark.parametrize(
-    "ratio, advantage, value, slope", [(1.3, 1.0, 1.075, -0.5), (1.2, 1.0, 1.1, 0.0), (0.8, -2.0, -1.8, 0.0), (1.0, 0.7, 0.7, 0.7), (1.0, -3.0, -3.0, -3.0)]
+    "ratio, advantage, value, slope",
+    [(1.3, 1.0, 1.075, -0.5), (1.2, 1.0, 1.1, 0.0), (0.8, -2.0, -1.8, 0.0), (1.0, 0.7, 0.7, 0.7), (1.0, -3.0, -3.0, -3.0)],
 )
 def test_the_numbers_of_the_catalogue(ratio, advantage, value, slope):
     """Oracle 1, eps = .2."""

@@ -1,0 +1,212 @@
+"""Breaking a method on purpose turns an oracle test or a verdict red: a line of the real source is changed, and the real test is run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from polopt.claims import evidence, verify
+from polopt.claims.claim import FAILS, HOLDS
+from polopt.claims.policy_gradient.gae import CLAIM as GAE_CLAIM
+from polopt.core.parts import replace
+from polopt.envs.jax_env import JaxEnvironment
+from polopt.envs.probes import PROBES
+from polopt.envs.task import ControlTask
+from polopt.loops.on_policy import OnPolicy
+from polopt.methods.policy_gradient import ppo
+from polopt.methods.policy_gradient.gae import GAE
+from polopt.objectives import advantages, divergences, reduction, surrogates, values
+from polopt.policies.distributions import Categorical
+from tests.methods.policy_gradient import test_gae as of_gae
+from tests.methods.policy_gradient import test_ppo as of_ppo
+from tests.objectives import test_advantages as of_advantages
+from tests.objectives import test_divergences as of_divergences
+from tests.objectives import test_preferences_values_risk as of_values
+from tests.objectives import test_reduction as of_reduction
+from tests.objectives import test_surrogates as of_surrogates
+
+
+@contextlib.contextmanager
+def broken(function: Callable, old: str, new: str):
+    """Inside, the function has `new` where its source has `old`, for everybody who holds it."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{function.__qualname__} no longer has {old!r} exactly once; mend the mutation"
+    made: dict = {}
+    code = compile(source.replace(old, new), inspect.getsourcefile(function), "exec", flags=annotations.compiler_flag)
+    exec(code, dict(function.__globals__), made)
+    before, function.__code__ = function.__code__, made[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+
+
+def cases(test: Callable) -> Callable[[], None]:
+    """All cases of a test: of a parametrised one each, of a property the first few seeds."""
+    inner = test.hypothesis.inner_test if hasattr(test, "hypothesis") else None
+
+    def run():
+        if inner:
+            for seed in range(5):
+                inner(seed)
+            return
+        marks = [mark.args for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+        axes = []
+        for names, rows in marks:
+            names = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+            axes.append([dict(zip(names, row if len(names) > 1 else (row,), strict=True)) for row in rows])
+        for chosen in itertools.product(*axes):
+            test(**{name: value for case in chosen for name, value in case.items()})
+
+    return run
+
+
+# -- oracles of what no file of its own tests yet ------------------------------------------------------------------------
+
+
+def nothing_flows_through_constants():
+    """Advantages and the old policy are data: the loss has no gradient in them."""
+    new, old, advantage = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (-1.0, -1.1, 2.0))
+    found = torch.autograd.grad(surrogates.clipped(new, old, advantage, 0.2).sum(), (new, old, advantage), allow_unused=True)
+    assert found[0] is not None and found[1] is None and found[2] is None
+
+
+@functools.cache
+def collected():
+    """A small PPO with one iteration's data on episodes that a time limit cuts after 8 steps."""
+    task = ControlTask(JaxEnvironment("probe:truncation", PROBES["truncation"]), 1000)
+    sizes = {"num_envs": 2, "num_steps": 8, "network.hidden": (4,), "critic_network.hidden": (4,), "normalise_rewards": False}
+    method = replace(ppo.ppo(task), {**sizes, "lam": 0.0, "discount": 0.9, "entropy_coefficient": 0.0})
+
+    @jax.jit
+    def start(key):
+        state = method.init(task, key)
+        return state, method.collect(task.env, state, key)[1]
+
+    return method, *start(jax.random.key(0))
+
+
+def values_go_on_through_a_time_limit():
+    method, state, rollout = collected()
+    batch = method.judge(state, state.acting, rollout)[0]
+    last = np.array(rollout.truncated).ravel()
+    following = [float(state.learner.critic((), jnp.ones(1), ())[1])] * 2
+    np.testing.assert_allclose(np.array(batch.target)[last], 1 + 0.9 * np.array(following), rtol=1e-5)
+
+
+def policy_loss(advantage_of=lambda a: a, **changes):
+    method, state, rollout = collected()
+    batch = method.judge(state, state.acting, rollout)[0]
+    varied = batch._replace(advantage=advantage_of(jnp.arange(16.0) % 5))
+    return replace(method, changes).policy_loss(state.learner.actor, (), varied)
+
+
+def an_entropy_bonus_lowers_the_loss():
+    plain, _ = policy_loss()
+    with_bonus, metrics = policy_loss(entropy_coefficient=1.0)
+    np.testing.assert_allclose(with_bonus, plain - metrics["entropy"], rtol=1e-5)
+
+
+def advantages_are_standardised():
+    for change in (lambda a: 7 * a, lambda a: a + 3):
+        np.testing.assert_allclose(policy_loss(change)[0], policy_loss()[0], atol=1e-5)
+
+
+def nothing_leaks_across_episodes():
+    """A reward behind the end of a cut episode changes nothing before it."""
+    zeros, cut = np.zeros(4), np.array([False, True, False, True])
+    found = advantages.generalized_advantage_estimate(np.array([0.0, 0, 5, 5]), zeros, zeros, cut & False, cut, 0.9, 0.9)
+    assert not found[:2].any() and found[2:].all()
+
+
+# -- mutations -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mutation:
+    what: str
+    function: Callable
+    old: str
+    new: str
+    oracle: Callable
+
+
+gae = advantages.generalized_advantage_estimate
+three_steps = of_advantages.test_gae_on_three_steps
+slopes = cases(of_surrogates.test_value_and_slope)
+at_old = cases(of_surrogates.test_at_the_old_policy_all_are_the_policy_gradient)
+penalised = of_ppo.test_the_penalised_surrogate_adds_beta_times_the_exact_kl
+adapts = cases(of_ppo.test_the_penalty_adapts)
+standardised = cases(of_reduction.test_standardise)
+biases = cases(of_divergences.test_stated_biases_are_true)
+
+MUTATIONS = [
+    Mutation("ppo: the optimistic of both terms", surrogates._clipped, "xp.maximum(-ratio", "xp.minimum(-ratio", slopes),
+    Mutation("ppo: sign of the clipped term", surrogates._clipped, "-near * advantage", "near * advantage", slopes),
+    Mutation("ppo: ratio inverted", surrogates._log_ratio, "log_prob - stop_gradient(old_log_prob)", "old_log_prob - log_prob", slopes),
+    Mutation("ppo: gradient through the advantage", surrogates._log_ratio, "stop_gradient(advantage)", "advantage", nothing_flows_through_constants),
+    Mutation("ppo: KL of the wrong order", ppo.KLPenalty.loss, "old.kl(new)", "new.kl(old)", penalised),
+    Mutation("ppo: penalty as a bonus", ppo.KLPenalty.loss, "surrogate + state", "surrogate - state", penalised),
+    Mutation("ppo: penalty adapts the wrong way", ppo.adapted_penalty, "1.5, beta / 2", "1.5, beta * 2", adapts),
+    Mutation("ppo: KL of categoricals", Categorical.kl, "jnp.exp(log_p)", "jnp.exp(log_q)", penalised),
+    Mutation("a2c: uphill", surrogates.policy_gradient, "return -stop", "return stop", at_old),
+    Mutation("gae: a time limit ends the value", gae, "xp.astype(terminated,", "xp.astype(ended,", three_steps),
+    Mutation("gae: credit across a time limit", gae, "xp.astype(ended,", "xp.astype(terminated,", nothing_leaks_across_episodes),
+    Mutation("gae: no lambda", gae, "discount * lam *", "discount *", three_steps),
+    Mutation("gae: sign of the value", gae, "next_values - values", "next_values + values", three_steps),
+    Mutation("gae: target is A - V", GAE.__call__, ") + values", ") - values", of_gae.test_the_numbers_of_oracle_1),
+    Mutation("loop: a time limit ends the value", OnPolicy.judge, "rollout.terminated, ended)", "ended, ended)", values_go_on_through_a_time_limit),
+    Mutation("loop: sign of the entropy", OnPolicy.policy_loss, "surrogate - self.", "surrogate + self.", an_entropy_bonus_lowers_the_loss),
+    Mutation("loop: advantages as they are", OnPolicy.update, "reduction.standardise(advantages)", "advantages", advantages_are_standardised),
+    Mutation("standardise: not centred", reduction.standardise, "centred = (x - mean) * weight", "centred = x * weight", standardised),
+    Mutation("value: the optimistic of both errors", values.clipped_squared, "xp.maximum(", "xp.minimum(", of_values.test_clipped_value_loss),
+    Mutation("value: sign of the target", values._residual, "target - value", "-target - value", of_values.test_expectile_slopes),
+    Mutation("k3: the other direction", divergences.k3, "expm1(-u) + u", "expm1(u) - u", of_surrogates.test_k3_of_the_update),
+    Mutation("KL: of the wrong order", divergences.categorical_kl, "xp.exp(log_p) *", "-xp.exp(log_q) *", biases),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what)
+def test_an_oracle_sees_it(mutation):
+    mutation.oracle()
+    with broken(mutation.function, mutation.old, mutation.new), pytest.raises(AssertionError):
+        mutation.oracle()
+    mutation.oracle()
+
+
+def test_a_verdict_sees_it():
+    """Without lambda all lambdas are one, and none has a smaller error than the ends."""
+    assert verify.run(GAE_CLAIM, range(5))["verdict"] == HOLDS
+    with broken(gae, "discount * lam *", "discount *"):
+        assert verify.run(GAE_CLAIM, range(5))["verdict"] == FAILS
+
+
+def test_a_broken_source_is_stale(tmp_path, monkeypatch):
+    """Whatever is broken in a source that a claim depends on, its evidence no longer counts."""
+    entry = next(e for e in evidence.registry.entries() if e.key == "gae")
+    now = evidence.fingerprints_of(entry)
+    evidence.write(evidence.path_of(entry, tmp_path), {"format": 1, "verdict": "holds", "claim": {"fingerprint": now.text}, "sources": now.sources})
+    assert evidence.standing(entry, tmp_path).current
+    read = evidence.sources.Path.read_text
+
+    def mutated(path, *args, **kwargs):
+        text = read(path, *args, **kwargs)
+        return text.replace("discount * lam *", "discount *") if path.name == "advantages.py" else text
+
+    evidence.sources._parse.cache_clear()
+    monkeypatch.setattr(evidence.sources.Path, "read_text", mutated)
+    try:
+        assert evidence.standing(entry, tmp_path).changed == ("polopt/objectives/advantages.py",)
+    finally:
+        evidence.sources._parse.cache_clear()
