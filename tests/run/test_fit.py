@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import pickle
 import signal
 from pathlib import Path
