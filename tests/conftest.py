@@ -4,7 +4,10 @@ The environment is set before anything imports JAX, and processes that tests sta
 """
 
 import os
+import sys
 from pathlib import Path
+
+import pytest
 
 # A program that mixes up devices shows itself only where there are two of them.
 DEVICES = "--xla_force_host_platform_device_count=2"
@@ -28,3 +31,11 @@ from jaxtyping import install_import_hook  # noqa: E402 - the environment comes 
 
 # Annotations of these rooms are checked at every call; the others speak in protocols, which cannot be checked at run time.
 install_import_hook(["polopt.core", "polopt.critics", "polopt.optim", "polopt.interop"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a finished module are let go: a process may map only so many pieces of memory."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
