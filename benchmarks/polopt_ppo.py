@@ -48,7 +48,7 @@ def compose(settings: dict, task: ControlTask):
 
 
 def main(settings: dict) -> dict:
-    env = make(settings["env"])
+    env, apart = make(settings["env"]), make(settings["env"])  # simulators of its own for evaluation
     batch = settings["num_envs"] * settings["num_steps"]
     every = max(1, settings["evaluate_every"] // batch)
     chunks = max(1, settings["steps"] // (batch * every))
@@ -74,7 +74,7 @@ def main(settings: dict) -> dict:
     @jax.jit
     def returns_of(state, keys):
         episodes = settings["evaluation_episodes"]
-        return over_seeds(lambda s, key: episode_returns(method.policy(s), env, key, episodes=episodes, stochastic=True)[0], state, keys)
+        return over_seeds(lambda s, key: episode_returns(method.policy(s), apart, key, episodes=episodes, stochastic=True)[0], state, keys)
 
     seconds, returns, reached = 0.0, [], None
     for i in range(chunks):
