@@ -296,7 +296,8 @@ def compare(argv: list[str]) -> int:
     else:
         if options.env is None:
             missing = next(word for word in words if not (pathlib.Path(word) / "run.json").exists())
-            raise ValueError(f"{missing} is not a run's folder. To compare methods say on what, for example: polopt compare {' '.join(words)} --env CartPole-v1")
+            example = f"polopt compare {' '.join(words)} --env CartPole-v1"
+            raise ValueError(f"{missing} is not a run's folder. To compare methods say on what, for example: {example}")
         for word in words:
             registry.load(word)
         out = pathlib.Path(options.out or f"runs/compare-{options.env.replace('/', '-').replace(':', '-')}")

@@ -57,7 +57,8 @@ def test_help_has_the_defaults_for_the_environment(capsys):
 
 
 def test_list_imports_nothing_heavy():
-    code = "import sys; from polopt.cli import main; main(['list']); print(sorted({'jax', 'numpy', 'gymnasium', 'tyro', 'equinox'} & set(sys.modules)))"
+    heavy = {"jax", "numpy", "gymnasium", "tyro", "equinox"}
+    code = f"import sys; from polopt.cli import main; main(['list']); print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.endswith("[]\n")
     assert "policy_gradient\n" in out and "Proximal Policy Optimization Algorithms (2017)" in out
@@ -160,7 +161,9 @@ def test_a_logger_whose_package_is_missing(logger, module, capsys, tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("out, words", [("run", ["holds a run already", "polopt resume"]), ("file", ["is not an empty folder"]), ("full", ["is not an empty folder"])])
+@pytest.mark.parametrize(
+    "out, words", [("run", ["holds a run already", "polopt resume"]), ("file", ["is not an empty folder"]), ("full", ["is not an empty folder"])]
+)
 def test_a_folder_that_is_taken_is_left_alone(out, words, capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()

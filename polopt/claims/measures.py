@@ -23,6 +23,7 @@ from polopt.run.evaluate import episode_returns
 
 FINAL_RETURN = "final return"
 AREA = "mean return over training"
+EVALUATED = "mean of the evaluations during training"
 STEPS = "environment steps per seed"
 
 
@@ -40,6 +41,7 @@ class Curves(NamedTuple):
     steps: np.ndarray  # (iterations,) environment steps after each
     returns: np.ndarray  # (seeds, iterations) mean return of the episodes that ended in it; nan where none did
     final: np.ndarray  # (seeds,) mean return of the last policy on fresh episodes
+    evaluated: np.ndarray  # (seeds, evaluations) mean return on fresh episodes after equal parts of the training
     metrics: dict[str, np.ndarray]  # (seeds, iterations) each
 
 
@@ -50,11 +52,13 @@ def train_curves(
     *,
     episodes: int = 32,
     stochastic: bool = True,
+    evaluations: int = 0,
     observe: Callable[[Any, Any], dict[str, jax.Array]] | None = None,
 ) -> Curves:
     """Train for `task.steps` environment steps with every seed at once.
 
-    episodes:    of the evaluation at the end, a seed; `stochastic` draws actions as in training, else the most likely are taken.
+    episodes:    of each evaluation, a seed; `stochastic` draws actions as in training, else the most likely are taken.
+    evaluations: during training, besides the one at the end; they must divide the iterations evenly.
     observe:     further metrics of an iteration from the states before and after it.
     """
     reason = method.refuse(task)
@@ -64,27 +68,41 @@ def train_curves(
         raise ValueError(f"{task.env.name} runs on the host, but claims train all seeds at once; take an environment in JAX.")
     iterations = math.ceil(task.steps / method.steps_per_iteration)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    final, metrics = _train(method, task, keys, iterations=iterations, episodes=episodes, stochastic=stochastic, observe=observe)
+    if evaluations and iterations % evaluations:
+        raise ValueError(f"{iterations} iterations cannot be divided by {evaluations} evaluations; change the steps.")
+    options = dict(iterations=iterations, episodes=episodes, stochastic=stochastic, evaluations=evaluations, observe=observe)
+    final, evaluated, metrics = _train(method, task, keys, **options)
     metrics = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
     with np.errstate(invalid="ignore"):
         returns = metrics["episode/return"] / metrics["episode/count"]
     steps = method.steps_per_iteration * np.arange(1, iterations + 1)
-    return Curves(steps, returns, np.asarray(final, np.float64), metrics)
+    return Curves(steps, returns, np.asarray(final, np.float64), np.asarray(evaluated, np.float64), metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "episodes", "stochastic", "observe"))
-def _train(method, task, keys, *, iterations, episodes, stochastic, observe):
-    """Every seed's final return (seeds,) and metrics (seeds, iterations). Configurations that differ in numbers alone share a program."""
+@functools.partial(jax.jit, static_argnames=("iterations", "episodes", "stochastic", "evaluations", "observe"))
+def _train(method, task, keys, *, iterations, episodes, stochastic, evaluations, observe):
+    """Every seed's final return (seeds,), evaluations and metrics (seeds, iterations). Configurations that differ in numbers share a program."""
 
     def one(key, start):
         def iteration(state, _):
             after, metrics = method.step(task, state)
             return after, {**metrics, **(observe(state, after) if observe else {})}
 
-        state, metrics = jax.lax.scan(iteration, start, length=iterations)
         fresh = jax.random.fold_in(key, 0x0F17A1)
-        returns, _ = episode_returns(method.policy(state), task.env, fresh, episodes=episodes, stochastic=stochastic)
-        return returns.mean(), metrics
+
+        def evaluate(state, key):
+            return episode_returns(method.policy(state), task.env, key, episodes=episodes, stochastic=stochastic)[0].mean()
+
+        def part(state, i):
+            state, metrics = jax.lax.scan(iteration, state, length=iterations // evaluations)
+            return state, (evaluate(state, jax.random.fold_in(fresh, i)), metrics)
+
+        if evaluations:
+            state, (evaluated, metrics) = jax.lax.scan(part, start, jnp.arange(evaluations))
+            metrics = jax.tree.map(lambda m: m.reshape(iterations, *m.shape[2:]), metrics)
+        else:
+            (state, metrics), evaluated = jax.lax.scan(iteration, start, length=iterations), jnp.zeros((0,))
+        return evaluate(state, fresh), evaluated, metrics
 
     # Not by vmap: orthogonal weights are a QR decomposition, and several batched ones in a program can wait for each other for
     # ever on a CPU with few cores (seen with jaxlib 0.10.2: each blocks a thread of the pool that the others need).
@@ -100,6 +118,10 @@ def trained(method, task, seeds: list[int], *, metrics: tuple[str, ...] = (), **
     curves = train_curves(method, task, seeds, **options)
     numbers = {FINAL_RETURN: curves.final, AREA: area(curves)}
     drawn = {"return": (curves.steps, curves.returns, STEPS)}
+    if curves.evaluated.size:
+        numbers[EVALUATED] = curves.evaluated.mean(axis=1)
+        count = curves.evaluated.shape[1]
+        drawn["return of an evaluation"] = (curves.steps[-1] * np.arange(1, count + 1) / count, curves.evaluated, STEPS)
     for name in metrics:
         numbers[f"mean {name}"] = curves.metrics[name].mean(axis=1)
         drawn[name] = (curves.steps, curves.metrics[name], STEPS)

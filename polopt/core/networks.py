@@ -118,11 +118,19 @@ class LSTM(eqx.Module):
 
 
 @part
-class Network:
-    """The shape of a network between observation and output."""
+class Feedforward:
+    """The shape of a network between input and output that remembers nothing."""
 
     hidden: tuple[int, ...] = hyper((64, 64), at_least=1)  # width of each hidden layer
     activation: str = hyper("tanh", choices=tuple(ACTIVATIONS))  # after each hidden layer
+
+    core = "none"
+
+
+@part
+class Network(Feedforward):
+    """The shape of a network between observation and output."""
+
     core: str = hyper("none", choices=("none", "gru", "lstm"))  # a recurrent core before the hidden layers
     core_size: int = hyper(64, at_least=1)  # units of the recurrent core
 
@@ -136,7 +144,7 @@ class Torso(eqx.Module):
     activation: str = eqx.field(static=True)
     features: int = eqx.field(static=True)
 
-    def __init__(self, spec: Network, inputs: int, images: tuple[tuple[int, int, int], ...], key):
+    def __init__(self, spec: Feedforward, inputs: int, images: tuple[tuple[int, int, int], ...], key):
         k_images, k_core, k_layers = jax.random.split(key, 3)
         self.encoders = tuple(ImageEncoder(shape, jax.random.fold_in(k_images, i)) for i, shape in enumerate(images))
         width = inputs + sum(encoder.features for encoder in self.encoders)

@@ -166,10 +166,11 @@ def field_help(value) -> dict[str, str]:
 @functools.cache
 def _comments(cls) -> dict[str, str]:
     found = {}
-    for line in inspect.getsource(cls).splitlines():
-        match = re.match(r"    (\w+):.*?  # (.*)$", line)
-        if match:
-            found[match[1]] = match[2].strip()
+    for base in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        for line in inspect.getsource(base).splitlines():
+            match = re.match(r"    (\w+):.*?  # (.*)$", line)
+            if match:
+                found[match[1]] = match[2].strip()
     return found
 
 

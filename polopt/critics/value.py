@@ -5,7 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 
 from polopt.core import spaces
-from polopt.core.networks import Linear, Network, Torso
+from polopt.core.networks import Feedforward, Linear, Torso
 
 
 class ValueNetwork(eqx.Module):
@@ -14,7 +14,7 @@ class ValueNetwork(eqx.Module):
     torso: Torso
     head: Linear
 
-    def __init__(self, spec: Network, observation_space, key):
+    def __init__(self, spec: Feedforward, observation_space, key):
         import jax
 
         k_torso, k_head = jax.random.split(key)

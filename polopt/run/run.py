@@ -287,7 +287,7 @@ class Run:
 
 
 def summary(returns: np.ndarray) -> dict[str, Any]:
-    """Statistics of returns (seeds, episodes): per-seed means, and over the finite ones their mean and interquartile mean with a 95 % bootstrap interval."""
+    """Statistics of returns (seeds, episodes): per-seed means; the finite ones' mean, and interquartile mean with a 95 % bootstrap interval."""
     means = returns.mean(axis=1)
     finite = means[np.isfinite(means)]
     if not finite.size:
@@ -480,7 +480,8 @@ class _disk_errors:
     def __exit__(self, kind, error, trace):
         if isinstance(error, OSError):
             found = (self._directory / "run.json").exists()
-            advice = f"What was saved before is whole: go on with `polopt resume {self._directory}` once it can be written." if found else "Give another --out."
+            go_on = f"What was saved before is whole: go on with `polopt resume {self._directory}` once it can be written."
+            advice = go_on if found else "Give another --out."
             raise RunError(f"Cannot write to {self._directory}: {error.strerror or error}. {advice}") from error
 
 

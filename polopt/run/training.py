@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -136,11 +137,16 @@ class Training:
         """Fresh state for every seed."""
         self.progress.compiling()
         began = time.perf_counter()
-        init = self.seeds.compile(lambda task, key: self.method.init(task, key), self.keys)
-        self.state = init(self.keys)
+        self.state = self._initial()
         policy = self.method.policy(self.state)
         self.best = {"policy": policy, "score": jnp.full((len(self.seed_numbers),), -jnp.inf)}
         self.compile_seconds += time.perf_counter() - began
+
+    def _initial(self):
+        """Every seed's fresh state; in JAX one seed after another too, for several orthogonal matrices at once can hang jaxlib on few cores."""
+        if self.seeds.together:
+            return jax.jit(lambda task, keys: jax.lax.map(lambda key: self.method.init(task, key), keys))(self.task, self.keys)
+        return self.seeds.compile(lambda task, key: self.method.init(task, key), self.keys)(self.keys)
 
     def restore(self) -> list[str]:
         """State from the newest sound checkpoint; the notes name damaged ones. Readers of the records drop what is then written anew."""
@@ -265,7 +271,8 @@ class Training:
         )
         self._status("running")
         for logger in self.loggers:
-            logger.log(step, {f"{name}/seed{seed}": float(v[i]) for name, v in row.items() for i, seed in enumerate(self.seed_numbers) if np.isfinite(v[i])})
+            pairs = [(name, i, v[i]) for name, v in row.items() for i in range(len(self.seed_numbers)) if np.isfinite(v[i])]
+            logger.log(step, {f"{name}/seed{self.seed_numbers[i]}": float(value) for name, i, value in pairs})
         self.progress.update(step, self.seconds, row["return"].tolist())
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------------
@@ -358,9 +365,18 @@ class Training:
             },
         )
 
+    @contextlib.contextmanager
     def signals(self):
         """A context in which Ctrl-C and SIGTERM ask for a stop after the current chunk; a second one stops at once."""
-        return _StopOnSignal(self.stop_requested)
+        with _StopOnSignal(self.stop_requested):
+            try:
+                yield
+            except (TrainingFailed, OSError):
+                raise
+            except Exception:  # simulators in processes of their own end by the signal that this process has only noted
+                if self.seeds.together or not self.stop_requested.is_set():
+                    raise
+                self._interrupted()
 
 
 class _StopOnSignal:

@@ -24,12 +24,20 @@ from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
 from polopt.loops.on_policy import OnPolicy
-from polopt.methods.policy_gradient import ppo
+from polopt.methods.actor_critic import ddpg, dqn, sac, td3
+from polopt.methods.policy_gradient import d_ppo, mdpo, ppo
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.objectives import advantages, divergences, reduction, surrogates, values
+from polopt.optim import trust_region
 from polopt.policies.distributions import Categorical
+from tests.methods.actor_critic import test_ddpg as of_ddpg
+from tests.methods.actor_critic import test_dqn as of_dqn
+from tests.methods.actor_critic import test_sac as of_sac
+from tests.methods.policy_gradient import test_d_ppo as of_d_ppo
 from tests.methods.policy_gradient import test_gae as of_gae
+from tests.methods.policy_gradient import test_mdpo as of_mdpo
 from tests.methods.policy_gradient import test_ppo as of_ppo
+from tests.methods.policy_gradient import test_trpo as of_trpo
 from tests.objectives import test_advantages as of_advantages
 from tests.objectives import test_divergences as of_divergences
 from tests.objectives import test_preferences_values_risk as of_values
@@ -150,6 +158,14 @@ penalised = of_ppo.test_the_penalised_surrogate_adds_beta_times_the_exact_kl
 adapts = cases(of_ppo.test_the_penalty_adapts)
 standardised = cases(of_reduction.test_standardise)
 biases = cases(of_divergences.test_stated_biases_are_true)
+mirror = of_mdpo.test_many_steps_reach_the_closed_form
+line_search = cases(of_trpo.test_the_line_search_takes_the_first_acceptable_step_or_none)
+largest_go = of_d_ppo.test_where_the_sum_is_zero_the_largest_of_each_sign_go
+smaller = of_ddpg.test_the_smaller_critic_makes_the_targets
+soft = of_sac.test_the_target_counts_the_entropy
+with_equal_weights = of_sac.test_with_equal_weights_mdpo_is_sac_in_value_and_gradient
+temperature_rises = of_sac.test_the_temperature_rises_while_the_entropy_is_too_small
+leads_by_the_mean = of_sac.test_redq_draws_its_critics_and_leads_by_their_mean
 
 MUTATIONS = [
     Mutation("ppo: the optimistic of both terms", surrogates._clipped, "xp.maximum(-ratio", "xp.minimum(-ratio", slopes),
@@ -166,6 +182,20 @@ MUTATIONS = [
     Mutation("gae: no lambda", gae, "discount * lam *", "discount *", three_steps),
     Mutation("gae: sign of the value", gae, "next_values - values", "next_values + values", three_steps),
     Mutation("gae: target is A - V", GAE.__call__, ") + values", ") - values", of_gae.test_the_numbers_of_oracle_1),
+    Mutation("spo: half the width", surrogates.quadratic_drift, "(2 * width)", "width", slopes),
+    Mutation("mdpo: divides by nothing", surrogates.mdpo, "kl / step_size", "kl * step_size", mirror),
+    Mutation("mdpo: the policy before as a bonus", mdpo.soft_mirror_loss, "+ temperature * old", "- temperature * old", with_equal_weights),
+    Mutation("trpo: the line search does not shorten", trust_region.backtrack, "fraction * shrink)", "fraction)", line_search),
+    Mutation("d_ppo: a sample counts with itself", d_ppo.cross_terms, "(phi) - phi)", "(phi) + phi)", of_d_ppo.test_the_numbers_of_the_catalogue),
+    Mutation("d_ppo: keeps the harmful", d_ppo.kept, "argsort(-cross_terms", "argsort(cross_terms", largest_go),
+    Mutation("ddpg: downhill", ddpg.action_gradient_loss, "return -jnp", "return jnp", of_ddpg.test_the_actor_climbs_a_known_critic),
+    Mutation("td3: noise without its clip", td3.Smoothed.__call__, "-self.clip, self.clip)", "-9, 9)", of_ddpg.test_smoothing_is_clipped_noise),
+    Mutation("td3: the larger critic", ddpg.Deterministic.target, "jnp.min(value", "jnp.max(value", smaller),
+    Mutation("sac: entropy as a cost", sac.soft_value, "value - alpha", "value + alpha", soft),
+    Mutation("sac: the temperature runs away", sac.temperature_loss, "return -jnp", "return jnp", temperature_rises),
+    Mutation("redq: leads by the smallest", sac.SoftActorCritic.actor_loss, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
+    Mutation("dqn: both choices by one network", dqn.backup, "next_online if double", "next_target if double", of_dqn.test_the_backup_by_hand),
+    Mutation("dqn: the episode goes on", dqn.backup, "reward + discount *", "reward + 0.5 *", of_dqn.test_the_backup_by_hand),
     Mutation("loop: a time limit ends the value", OnPolicy.judge, "rollout.terminated, ended)", "ended, ended)", values_go_on_through_a_time_limit),
     Mutation("loop: sign of the entropy", OnPolicy.policy_loss, "surrogate - self.", "surrogate + self.", an_entropy_bonus_lowers_the_loss),
     Mutation("loop: advantages as they are", OnPolicy.update, "reduction.standardise(advantages)", "advantages", advantages_are_standardised),

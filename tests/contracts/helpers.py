@@ -15,15 +15,34 @@ from polopt.methods import registry
 SMALL = {
     "num_envs": 4,
     "num_steps": 8,
+    "network.hidden": (8,),
+    "critic_network.hidden": (8,),
+    "network.core_size": 4,
+    "rule.network.hidden": (8,),
+    "rule.actor_network.hidden": (8,),
+    "rule.critic_network.hidden": (8,),
+    "rule.target_every": 2,
+    "replay.capacity": 64,
+    "batch_size": 8,
+    "warmup": 4,
+}
+# Never more than by default, so that one-pass methods stay one-pass.
+AT_MOST = {
     "improver.epochs": 2,
     "improver.minibatches": 2,
     "improver.value_fit.epochs": 2,
     "improver.value_fit.minibatches": 2,
-    "network.hidden": (8,),
-    "critic_network.hidden": (8,),
-    "network.core_size": 4,
+    "updates": 4,
+    "rule.critics": 3,
+    "rule.delay": 2,
 }
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
+
+
+def alike(name: str) -> bool:
+    """Whether a variant runs on the loop of its own key, whose slowest tests then speak for it."""
+    key = name.partition(":")[0]
+    return name != key and type(registry.load(name)(None)) is type(registry.load(key)(None))
 
 
 @functools.cache
@@ -31,14 +50,23 @@ def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
     return ControlTask(make(env), steps)
 
 
+@functools.cache
+def suits(name: str, env: str) -> bool:
+    """Whether a method takes an environment."""
+    return registry.load(name)(task(env)).refuse(task(env)) is None
+
+
+def home(name: str, probe: str = "action") -> ControlTask:
+    """A probe in the form that a method takes: the discrete one if it can."""
+    return task(f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
+
+
 def small(name: str, on: ControlTask, **changes):
-    """The method called `name`, shrunk; one-pass methods stay one-pass."""
+    """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
     sizes = {field: value for field, value in SMALL.items() if field in known}
-    for field in ("improver.epochs", "improver.minibatches"):
-        if known.get(field) == 1:
-            sizes[field] = 1
+    sizes |= {field: min(value, known[field]) for field, value in AT_MOST.items() if field in known}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 

@@ -93,7 +93,8 @@ def test_a_method_that_cannot_be_saved_is_refused(tmp_path):
 
 def test_the_folder_has_the_whole_configuration(tmp_path):
     config = json.loads((finished() / "run.json").read_text())
-    assert (config["method"], config["family"], config["env"], config["seeds"], config["steps"]) == ("ppo", "policy_gradient", "probe:action", [0, 1], 640)
+    found = [config[key] for key in ("method", "family", "env", "seeds", "steps")]
+    assert found == ["ppo", "policy_gradient", "probe:action", [0, 1], 640]
     assert config["evaluation"] == {"evaluations": 10, "episodes": 2, "final_episodes": 2}
     task = polopt.run.run.ControlTask(polopt.make_env("probe:action"), 640)
     composed = polopt.run.run.compose("ppo", task, {k.replace("__", "."): v for k, v in SIZES.items()})
@@ -188,7 +189,10 @@ def test_resume_with_other_versions_says_so_and_goes_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, expected",
     [
-        (lambda c: c["fields"].update({"surrogate.magic": 1}), "has the fields surrogate.magic, which ppo of this version does not have. Use polopt 0.1.0"),
+        (
+            lambda c: c["fields"].update({"surrogate.magic": 1}),
+            "has the fields surrogate.magic, which ppo of this version does not have. Use polopt 0.1.0",
+        ),
         (lambda c: c["fields"].update({"surrogate.clip": -1}), "surrogate.clip is -1"),
         (lambda c: c.update(method="forgotten"), "no method 'forgotten'"),
         (lambda c: c.update(env="NoSuch-v0"), "no environment 'NoSuch-v0'"),
@@ -233,7 +237,9 @@ def test_an_environment_that_goes_wrong_is_named_and_the_run_kept(tmp_path, caps
     assert max(digests(run)) == 4 and polopt_says(capsys, "evaluate", run, "--episodes", 1)[0] == 0
 
 
-@pytest.mark.parametrize("fault, expected", [("GivesNaN", "gave an observation that is not finite"), ("BreaksItsSpace", "gave an observation of shape (3,)")])
+@pytest.mark.parametrize(
+    "fault, expected", [("GivesNaN", "gave an observation that is not finite"), ("BreaksItsSpace", "gave an observation of shape (3,)")]
+)
 def test_an_environment_that_goes_wrong_in_an_evaluation(fault, expected, capsys):
     kept = (finished(HOST) / "requested.jsonl").exists() and lines(finished(HOST) / "requested.jsonl")
     code, out, err = polopt_says(capsys, "evaluate", finished(HOST), "--env", f"{OWN}:{fault}", "--episodes", 2)
@@ -267,7 +273,8 @@ def test_seeds_whose_numbers_are_not_finite_stop_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "env, plan, why", [("probe:action", {}, " was nan at step 32"), ("gym:Pendulum-v1", dict(steps=3840, evaluations=1), "the action was not finite after step 0")]
+    "env, plan, why",
+    [("probe:action", {}, " was nan at step 32"), ("gym:Pendulum-v1", dict(steps=3840, evaluations=1), "the action was not finite after step 0")],
 )
 def test_when_every_seed_has_stopped_the_run_has_failed(env, plan, why, tmp_path, capsys):
     """On the host a chunk of several iterations ends with an action that is not finite, before its metrics are seen."""

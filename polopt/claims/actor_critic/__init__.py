@@ -1,0 +1,1 @@
+"""Claims of the family actor_critic."""

@@ -1,0 +1,1 @@
+"""Actor-critic and value methods that learn from replay."""
