@@ -91,7 +91,7 @@ class NaturalGradient:
     """The actor's natural step of a fixed size: no budget, no search."""
 
     value_fit: ValueFit
-    step_size: float = hyper(0.1, above=0)  # eta
+    step_size: float = hyper(0.3, above=0)  # eta
     cg_iterations: int = hyper(10, at_least=1)  # of conjugate gradients
     damping: float = hyper(1e-3, at_least=0)  # added to the Fisher matrix
 
