@@ -1,6 +1,7 @@
 """polopt learns policies: one library, one state, and for every method a claim that can be run.
 
-`fit(method, env, ...)` trains, `load(directory)` opens a run, `compose(method, env)` builds a method to look at or change.
+`fit(method, env, ...)` trains, `load(directory)` opens a run, `compose(method, env)` builds a method to look at or change,
+`suite(objectives, env, seeds)` compares several in one table.
 The names are imported on first use, so that `import polopt.objectives` needs NumPy and array-api-compat only.
 """
 
@@ -12,10 +13,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from polopt.run.run import Run, RunError, fit, load
+    from polopt.run.suite import suite
 
-_HOMES = {"fit": "polopt.run.run", "load": "polopt.run.run", "Run": "polopt.run.run", "RunError": "polopt.run.run", "make_env": "polopt.envs.make"}
+_HOMES = dict.fromkeys(("fit", "load", "Run", "RunError"), "polopt.run.run") | {"suite": "polopt.run.suite", "make_env": "polopt.envs.make"}
 
-__all__ = ["Run", "RunError", "__version__", "fit", "load", "make_env"]
+__all__ = ["Run", "RunError", "__version__", "fit", "load", "make_env", "suite"]
 
 
 def __getattr__(name: str):

@@ -69,21 +69,28 @@ class Descent:
         def descend(carry, minibatch):
             learner, optimiser, stopped = carry
             gradient, metrics = jax.grad(loop.loss, has_aux=True)(learner, surrogate_state, minibatch, self.value_coefficient)
-            moved = self.step.update(gradient, optimiser, learner, progress)
+            after, moments = self.step.update(gradient, optimiser, learner, progress)
+            moved = loop.project(after), moments
             if self.target_kl is not None:
                 stopped = stopped | (metrics["kl"] > self.target_kl)
                 moved = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), moved, (learner, optimiser))
             return (*moved, stopped), metrics
 
+        # A batch that does not change is no part of what the passes carry: that would cost a copy.
+        changes = loop.memory.refresh is not None
+
         def one_pass(carry, slice):
-            order, k_select = slice
-            chosen, report = self.select(loop, carry[0].actor, batch, k_select)
-            carry, metrics = over(descend, carry, batch, chosen[order])
-            return carry, {**metrics, **report}
+            (carry, moving), (order, k_pass) = carry, slice
+            data = moving if changes else batch
+            chosen, report = self.select(loop, carry[0].actor, data, k_pass)
+            carry, metrics = over(descend, carry, data, chosen[order])
+            moving = loop.memory.refreshed(loop, carry[0].actor, data, jax.random.fold_in(k_pass, 1)) if changes else ()
+            return (carry, moving), {**metrics, **report}
 
         orders = divisions(key, self.epochs, self.minibatches, self.select.count(jax.tree.leaves(batch)[0].shape[0]))
         keys = jax.random.split(jax.random.fold_in(key, 1), self.epochs)
-        (learner, state, _), metrics = jax.lax.scan(one_pass, (learner, state, jnp.array(False)), (orders, keys))
+        start = (learner, state, jnp.array(False)), batch if changes else ()
+        ((learner, state, _), _), metrics = jax.lax.scan(one_pass, start, (orders, keys))
         return learner, state, jax.tree.map(jnp.mean, metrics)
 
 

@@ -6,6 +6,7 @@ on that data. What a paper changes is a part: the surrogate, the advantage, the 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
@@ -18,24 +19,34 @@ from polopt.core.normalise import RunningStatistics
 from polopt.core.parts import hyper, part
 from polopt.critics.value import ValueNetwork
 from polopt.envs.task import ControlTask
+from polopt.loops.behaviour import Behaviour, Itself
+from polopt.loops.layout import each, flat, restart, swap, unroll
+from polopt.loops.memory import Memory, NoMemory
 from polopt.objectives import divergences, reduction, values
-from polopt.policies.actor import Actor, ActorPolicy, Normaliser
+from polopt.policies.actor import Actor, Normaliser, Policy
 
 
 class Update(NamedTuple):
-    """What a surrogate sees of a minibatch of n samples; distributions are batched, `old_` is the policy that collected."""
+    """What a surrogate sees of a minibatch of n samples; distributions are batched, `old_` is the policy that collected.
+
+    `multipliers` is what the surrogate itself has learnt by now, () where it learns nothing.
+    """
 
     log_prob: jax.Array
     old_log_prob: jax.Array
     advantage: jax.Array
     distribution: Any
     old_distribution: Any
+    multipliers: Any = ()
 
 
 class Surrogate(Protocol):
     """The policy's loss. `init` gives the state of what adapts, () where nothing does.
 
     `adapt` gives it for the next iteration, from the mean KL(old || new) of this one and the fraction of the run that is then done.
+
+    A surrogate that learns temperatures or multipliers by the gradient of its own loss also has `multipliers()`, their first values, and
+    `project(multipliers)`, which keeps them in their range after each step.
     """
 
     def init(self) -> Any: ...
@@ -108,6 +119,7 @@ class Learner(eqx.Module):
 
     actor: Actor
     critic: ValueNetwork | None
+    multipliers: Any = ()  # the surrogate's, where it learns any
 
 
 class Acting(NamedTuple):
@@ -131,6 +143,7 @@ class State(eqx.Module):
     acting: Acting
     iteration: jax.Array
     key: jax.Array
+    behaviour: Any = ()
 
 
 @part
@@ -152,6 +165,9 @@ class OnPolicy:
     normalise_rewards: bool = False  # divide rewards by the running deviation of the discounted return
     bounds: str = hyper("clip", choices=("clip", "squash"))  # how actions are kept inside a box
     log_std: float = 0.0  # initial log standard deviation of continuous actions
+    memory: Memory = NoMemory()
+    behaviour: Behaviour = Itself()
+    measure_kl: bool = False  # report the exact mean KL(old || new) that each iteration spends, at the price of a pass over its data
 
     # -- the protocol of methods ---------------------------------------------------------------------------------------
 
@@ -166,7 +182,7 @@ class OnPolicy:
             return f"takes one action, but {task.env.name} wants a dict of actions. Wrap the environment so that it takes a box or whole numbers"
         if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:
             return f"cannot squash actions into the unbounded space of {task.env.name}. Set bounds to clip"
-        reason = self.improver.refuse(self.num_envs if self.recurrent else self.steps_per_iteration)
+        reason = self.improver.refuse(self.behaviour.batches * (self.num_envs if self.recurrent else self.steps_per_iteration))
         if reason:
             return reason + (" of whole environments, as a recurrent network needs" if self.recurrent else "")
         return None
@@ -181,43 +197,48 @@ class OnPolicy:
 
     def init(self, task: ControlTask, key) -> State:
         k_actor, k_critic, k_env, key = jax.random.split(key, 4)
-        env = task.env
-        actor = Actor(self.network, env.observation_space, env.action_space, self.bounds, self.log_std, k_actor)
+        env = self.memory.environment(task.env)
+        actor = Actor(self.network, env.observation_space, task.env.action_space, self.bounds, self.log_std, k_actor)
         critic = ValueNetwork(self.critic_network, env.observation_space, k_critic) if self.critic else None
-        learner = Learner(actor, critic)
-        statistics = RunningStatistics.start(spaces.size(env.observation_space)) if self.normalise_observations else None
-        return State(
+        learner = Learner(self.memory.actor(actor, k_actor), critic, self.surrogate.multipliers() if hasattr(self.surrogate, "multipliers") else ())
+        statistics = RunningStatistics.start(spaces.size(task.env.observation_space)) if self.normalise_observations else None
+        state = State(
             learner=learner,
             improver=self.improver.init(learner),
             surrogate=self.surrogate.init(),
             normaliser=Normaliser(env.observation_space, statistics),
             reward_statistics=RunningStatistics.start(1),
-            acting=self._start_acting(env, learner, k_env),
+            acting=self._start_acting(task.env, learner, k_env),
             iteration=jnp.zeros((), jnp.int32),
             key=key,
         )
+        return dataclasses.replace(state, behaviour=self.behaviour.init(self, task.env, state))
 
     def step(self, task: ControlTask, state: State) -> tuple[State, dict[str, jax.Array]]:
         key, k_collect, k_improve = jax.random.split(state.key, 3)
         before = state.acting
-        acting, rollout, episodes = self.collect(task.env, state, k_collect)
-        batch, reward_statistics, discounted_return, explained = self.judge(state, before, rollout)
+        acting, fresh, episodes = self.behaviour.collect(self, task.env, state, k_collect)
+        memory, rollout, behaviour = self.behaviour.recall(self, state, before.memory, fresh)
+        batch, reward_statistics, discounted_return, explained = self.judge(state, before._replace(memory=memory), rollout)
         progress = self._progress(task, state.iteration)
         learner, improver, metrics = self.improver(self, state.improver, state.learner, state.surrogate, batch, progress, k_improve)
+        if self.measure_kl:
+            metrics["kl/iteration"] = self.mean_kl(learner.actor, batch)
         state = State(
             learner=learner,
             improver=improver,
             surrogate=self._adapt_surrogate(state.surrogate, learner, batch, self._progress(task, state.iteration + 1)),
-            normaliser=state.normaliser.update(jax.tree.map(_flat, rollout.observation)),
+            normaliser=state.normaliser.update(jax.tree.map(flat, fresh.observation)),
             reward_statistics=reward_statistics,
             acting=acting._replace(discounted_return=discounted_return),
             iteration=state.iteration + 1,
             key=key,
+            behaviour=behaviour,
         )
         return state, {**episodes, **metrics, "explained_variance": explained}
 
-    def policy(self, state: State) -> ActorPolicy:
-        return ActorPolicy(state.learner.actor, state.normaliser)
+    def policy(self, state: State) -> Policy:
+        return self.memory.policy(state.learner.actor, state.normaliser)
 
     def refresh(self, task: ControlTask, state: State) -> State:
         """The state with new episodes begun from its own key: what follows a checkpoint where environments live on the host."""
@@ -227,80 +248,87 @@ class OnPolicy:
     # -- one iteration -------------------------------------------------------------------------------------------------
 
     def _start_acting(self, env, learner: Learner, key) -> Acting:
-        env_state, observation = env.reset(key, self.num_envs)
+        env_state, observation = self.memory.environment(env).reset(key, self.num_envs)
         zeros = jnp.zeros((self.num_envs,))
         memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_envs, *x.shape)), _initial_memory(learner))
         return Acting(env_state, observation, jnp.ones((self.num_envs,), bool), memory, zeros, zeros, zeros)
 
     def collect(self, env, state: State, key) -> tuple[Acting, Rollout, dict[str, jax.Array]]:
         """Act for `num_steps` steps: where acting stands after it, the data, and sums over the episodes that ended."""
-        learner, normalise = state.learner, jax.vmap(state.normaliser)
-        initial = _initial_memory(learner)
-
-        def act(acting: Acting, keys):
-            k_action, k_env = keys
-            memory = _restart(acting.start, initial, acting.memory)
-            inputs = normalise(acting.observation)
-            actor_memory, distribution = jax.vmap(learner.actor)(memory[0], *inputs)
-            critic_memory = memory[1] if learner.critic is None or not self.recurrent else jax.vmap(learner.critic)(memory[1], *inputs)[0]
-            raw = distribution.sample(k_action)
-            env_state, after = env.step(acting.env, jax.vmap(lambda d, r: d.action(r))(distribution, raw), k_env)
-            ended = after.terminated | after.truncated
-            episode_return, length = acting.episode_return + after.reward, acting.episode_length + 1
-            finished = {
-                "episode/return": jnp.sum(jnp.where(ended, episode_return, 0.0)),
-                "episode/length": jnp.sum(jnp.where(ended, length, 0.0)),
-                "episode/count": jnp.sum(ended).astype(jnp.float32),
-            }
-            seen = (acting.observation, after.final_observation)
-            rollout = Rollout(*seen, raw, distribution, after.reward, after.terminated, after.truncated, acting.start)
-            zero = jnp.zeros_like(length)
-            nxt = Acting(
-                env_state,
-                after.observation,
-                ended,
-                (actor_memory, critic_memory),
-                jnp.where(ended, zero, episode_return),
-                jnp.where(ended, zero, length),
-                acting.discounted_return,
-            )
-            return nxt, (rollout, finished)
-
-        acting, (rollout, finished) = jax.lax.scan(act, state.acting, jax.random.split(key, (self.num_steps, 2)))
+        env = self.memory.environment(env)
+        keys = jax.random.split(key, (self.num_steps, 2))
+        acting, (rollout, finished) = jax.lax.scan(lambda acting, k: self.act(env, state, state.learner.actor, acting, k), state.acting, keys)
         return acting, rollout, jax.tree.map(jnp.sum, finished)
 
+    def act(self, env, state: State, actor: Actor, acting: Acting, keys):
+        """One step of all copies with an actor's draws: where acting stands after it, and its data with sums over the episodes that ended.
+
+        `env` is the environment as the memory has it.
+        """
+        k_action, k_env = keys
+        critic = state.learner.critic
+        memory = restart(acting.start, _initial_memory(state.learner), acting.memory)
+        inputs = jax.vmap(state.normaliser)(acting.observation)
+        actor_memory, distribution = jax.vmap(actor)(memory[0], *inputs)
+        critic_memory = memory[1] if critic is None or not self.recurrent else jax.vmap(critic)(memory[1], *inputs)[0]
+        raw = distribution.sample(k_action)
+        env_state, after = env.step(acting.env, jax.vmap(lambda d, r: d.action(r))(distribution, raw), k_env)
+        ended = after.terminated | after.truncated
+        episode_return, length = acting.episode_return + after.reward, acting.episode_length + 1
+        finished = {
+            "episode/return": jnp.sum(jnp.where(ended, episode_return, 0.0)),
+            "episode/length": jnp.sum(jnp.where(ended, length, 0.0)),
+            "episode/count": jnp.sum(ended).astype(jnp.float32),
+        }
+        seen = (acting.observation, after.final_observation)
+        rollout = Rollout(*seen, raw, distribution, after.reward, after.terminated, after.truncated, acting.start)
+        zero = jnp.zeros_like(length)
+        nxt = Acting(
+            env_state,
+            after.observation,
+            ended,
+            (actor_memory, critic_memory),
+            jnp.where(ended, zero, episode_return),
+            jnp.where(ended, zero, length),
+            acting.discounted_return,
+        )
+        return nxt, (rollout, finished)
+
     def judge(self, state: State, before: Acting, rollout: Rollout):
-        """Values, advantages and targets of a rollout, as the batch that `improve` learns from."""
+        """Values, advantages and targets of a rollout, as the batch that `improve` learns from.
+
+        A rollout may hold several batches beside each other; the first `num_envs` columns are the new one.
+        """
         learner = state.learner
-        inputs, final_inputs = (_each(state.normaliser, seen) for seen in (rollout.observation, rollout.final_observation))
+        inputs, final_inputs = (each(state.normaliser, seen) for seen in (rollout.observation, rollout.final_observation))
         memory = before.memory
         distribution = rollout.distribution
         ended = rollout.terminated | rollout.truncated
         if learner.critic is None:
             old_values = next_values = jnp.zeros_like(rollout.reward)
         else:
-            memories, old_values = _unroll(learner.critic, memory[1], inputs, rollout.start)
-            next_values = _each(lambda m, vector, pictures: learner.critic(m, vector, pictures)[1], memories, *final_inputs)
+            memories, old_values = unroll(learner.critic, memory[1], inputs, rollout.start)
+            next_values = each(lambda m, vector, pictures: learner.critic(m, vector, pictures)[1], memories, *final_inputs)
         rewards, statistics, discounted_return = self._scale_rewards(state.reward_statistics, before.discounted_return, rollout.reward, ended)
         advantages, targets = self.advantage(rewards, old_values, next_values, rollout.terminated, ended)
-        log_prob = _each(lambda d, raw: d.log_prob(raw), distribution, rollout.raw_action)
+        log_prob = each(lambda d, raw: d.log_prob(raw), distribution, rollout.raw_action)
         if self.standardise == "batch":
             advantages = reduction.standardise(advantages)
         explained = 1 - jnp.var(targets - old_values) / (jnp.var(targets) + 1e-8)
         data = (inputs, rollout.start, rollout.raw_action, log_prob, distribution, old_values, advantages, targets)
-        data = jax.tree.map(_swap if self.recurrent else _flat, data)
-        return Batch(memory if self.recurrent else (), *data), statistics, discounted_return, explained
+        return Batch(memory if self.recurrent else (), *self.batch_major(data)), statistics, discounted_return, explained
 
     def _scale_rewards(self, statistics, discounted_return, rewards, ended):
         if not self.normalise_rewards:
             return rewards, statistics, discounted_return
+        new = discounted_return.shape[0]
 
         def accumulate(running, step):
             reward, end = step
             running = running * self.advantage.discount + reward
             return jnp.where(end, 0.0, running), running
 
-        discounted_return, returns = jax.lax.scan(accumulate, discounted_return, (rewards, ended), unroll=8)
+        discounted_return, returns = jax.lax.scan(accumulate, discounted_return, (rewards[:, :new], ended[:, :new]), unroll=8)
         statistics = statistics.update(returns.reshape(-1, 1))
         return jnp.clip(rewards / jnp.sqrt(statistics.variance[0] + 1e-8), -10.0, 10.0), statistics, discounted_return
 
@@ -308,19 +336,25 @@ class OnPolicy:
 
     def loss(self, learner: Learner, surrogate_state, batch: Batch, value_coefficient) -> tuple[jax.Array, dict[str, jax.Array]]:
         """policy_loss + value_coefficient * value_loss, with diagnostics."""
-        total, metrics = self.policy_loss(learner.actor, surrogate_state, batch)
+        total, metrics = self.policy_loss(learner.actor, surrogate_state, batch, learner.multipliers)
         if learner.critic is not None:
             value_loss = self.value_loss(learner.critic, batch)
             total = total + value_coefficient * value_loss
             metrics["loss/value"] = value_loss
         return total, metrics
 
-    def policy_loss(self, actor: Actor, surrogate_state, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def project(self, learner: Learner) -> Learner:
+        """The learner with its multipliers in their range."""
+        if not jax.tree.leaves(learner.multipliers):
+            return learner
+        return eqx.tree_at(lambda x: x.multipliers, learner, self.surrogate.project(learner.multipliers))
+
+    def policy_loss(self, actor: Actor, surrogate_state, batch: Batch, multipliers=()) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean surrogate - entropy_coefficient * entropy, with diagnostics."""
-        update = self.update(actor, batch)
+        update = self.update(actor, batch)._replace(multipliers=multipliers)
         surrogate, metrics = self.surrogate.loss(surrogate_state, update)
         surrogate = jnp.mean(surrogate)
-        entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(update.distribution))
+        entropy = jnp.mean(jax.vmap(lambda d: d.entropy())(self.memory.acting(update.distribution)))
         metrics = {
             "loss/policy": surrogate,
             "entropy": entropy,
@@ -328,12 +362,13 @@ class OnPolicy:
             "ratio_deviation": jnp.mean(jnp.abs(jnp.exp(update.log_prob - update.old_log_prob) - 1)),
             **metrics,
         }
-        return surrogate - self.entropy_coefficient * entropy, metrics
+        loss, more = self.memory.regularised(surrogate - self.entropy_coefficient * entropy, update.distribution)
+        return loss, {**metrics, **more}
 
     def update(self, actor: Actor, batch: Batch) -> Update:
         """What a surrogate sees of a batch, as samples (n, ...)."""
-        distribution = self._forward(actor, 0, batch)
-        raw, old_log_prob, old_distribution, advantages = self._samples((batch.raw_action, batch.log_prob, batch.distribution, batch.advantage))
+        distribution = self.forward(actor, 0, batch)
+        raw, old_log_prob, old_distribution, advantages = self.samples((batch.raw_action, batch.log_prob, batch.distribution, batch.advantage))
         if self.standardise == "minibatch":
             advantages = reduction.standardise(advantages)
         log_prob = jax.vmap(lambda d, r: d.log_prob(r))(distribution, raw)
@@ -342,18 +377,18 @@ class OnPolicy:
     def value_loss(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
         """Half the mean squared error to the targets, clipped around the old values if `value_clip` says so."""
         new_values = self.values(critic, batch)
-        old_values, targets = self._samples((batch.value, batch.target))
+        old_values, targets = self.samples((batch.value, batch.target))
         if self.value_clip is None:
             return jnp.mean(values.squared(new_values, targets))
         return jnp.mean(values.clipped_squared(new_values, old_values, targets, self.value_clip))
 
     def values(self, critic: ValueNetwork, batch: Batch) -> jax.Array:
         """The critic's values of the batch as samples (n,)."""
-        return self._forward(critic, 1, batch)
+        return self.forward(critic, 1, batch)
 
     def mean_kl(self, actor: Actor, batch: Batch) -> jax.Array:
         """The exact KL(old || new), averaged over the states of the batch."""
-        old, new = self._samples(batch.distribution), self._forward(actor, 0, batch)
+        old, new = self.samples(batch.distribution), self.forward(actor, 0, batch)
         return jnp.mean(jax.vmap(lambda o, n: o.kl(n))(old, new))
 
     def _progress(self, task, iteration):
@@ -366,56 +401,31 @@ class OnPolicy:
             return surrogate_state
         return self.surrogate.adapt(surrogate_state, self.mean_kl(learner.actor, batch), progress)
 
-    def _forward(self, model, which: int, batch: Batch):
+    def forward(self, model, which: int, batch: Batch):
         """A network's outputs on a batch as samples (n, ...); `which` of the remembered carries is its own."""
         if not self.recurrent:
             return jax.vmap(lambda vector, pictures: model((), vector, pictures)[1])(*batch.inputs)
-        inputs, start = jax.tree.map(_swap, (batch.inputs, batch.start))
-        return jax.tree.map(_flat, _unroll(model, batch.memory[which], inputs, start)[1])
+        inputs, start = jax.tree.map(swap, (batch.inputs, batch.start))
+        return jax.tree.map(flat, unroll(model, batch.memory[which], inputs, start)[1])
 
-    def _samples(self, data):
-        """Data of a batch as samples (n, ...), in the order of `_forward`."""
-        return jax.tree.map(lambda x: _flat(_swap(x)), data) if self.recurrent else data
+    def samples(self, data):
+        """Data of a batch as samples (n, ...), in the order of `forward`."""
+        return jax.tree.map(lambda x: flat(swap(x)), data) if self.recurrent else data
+
+    def as_batch(self, samples):
+        """Samples (n, ...) as a batch has them: the inverse of `samples`."""
+        if not self.recurrent:
+            return samples
+        return jax.tree.map(lambda x: swap(x.reshape(self.num_steps, x.shape[0] // self.num_steps, *x.shape[1:])), samples)
+
+    def time_major(self, data):
+        """Data of a batch as (steps, envs, ...)."""
+        return jax.tree.map(lambda x: swap(x) if self.recurrent else x.reshape(self.num_steps, x.shape[0] // self.num_steps, *x.shape[1:]), data)
+
+    def batch_major(self, data):
+        """Data (steps, envs, ...) as a batch has it."""
+        return jax.tree.map(swap if self.recurrent else flat, data)
 
 
 def _initial_memory(learner: Learner):
     return learner.actor.torso.initial(), () if learner.critic is None else learner.critic.torso.initial()
-
-
-def _restart(start, initial, memory):
-    """Memory with the initial one where an episode starts; leading axis of environments."""
-
-    def pick(first, now):
-        return jnp.where(start.reshape(start.shape + (1,) * (now.ndim - 1)), first, now)
-
-    return jax.tree.map(pick, initial, memory)
-
-
-def _unroll(model, memory, inputs, start):
-    """Run a network along time-major (steps, envs) inputs: (what it remembered after each step, outputs)."""
-    if model.torso.core is None:
-        return (), _each(lambda vector, pictures: model((), vector, pictures)[1], *inputs)
-    initial = model.torso.initial()
-
-    def step(memory, slice):
-        (vector, pictures), begin = slice
-        memory, output = jax.vmap(model)(_restart(begin, initial, memory), vector, pictures)
-        return memory, (memory, output)
-
-    return jax.lax.scan(step, memory, (inputs, start))[1]
-
-
-def _each(function, *arrays):
-    """`function` of every entry of (steps, envs, ...) arrays: one batch axis, which is faster than two."""
-    steps, envs = jax.tree.leaves(arrays)[0].shape[:2]
-    results = jax.vmap(function)(*jax.tree.map(_flat, arrays))
-    return jax.tree.map(lambda x: x.reshape(steps, envs, *x.shape[1:]), results)
-
-
-def _swap(x):
-    """Time-major to environment-major and back."""
-    return jnp.swapaxes(x, 0, 1)
-
-
-def _flat(x):
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # not -1, which an empty array cannot resolve

@@ -1,4 +1,4 @@
-"""The improver of trust-region methods: one natural-gradient step of the actor on the whole batch, and a fit of the critic."""
+"""Improvers that take one natural-gradient step of the actor on the whole batch, and fit the critic apart."""
 
 from __future__ import annotations
 
@@ -83,8 +83,41 @@ class TrustRegion:
         _, metrics = loop.policy_loss(search.params, surrogate_state, batch)
         metrics["kl"] = kl(search.params)
         metrics |= {"line_search/accepted": search.accepted.astype(jnp.float32), "line_search/fraction": search.fraction}
-        # The critic comes after the actor: this batch's advantages are not to know what it learns from them.
-        if learner.critic is None:
-            return eqx.tree_at(lambda x: x.actor, learner, search.params), state, metrics
-        critic, state, metrics["loss/value"] = self.value_fit(loop, state, learner.critic, batch, progress, key)
-        return eqx.tree_at(lambda x: (x.actor, x.critic), learner, (search.params, critic)), state, metrics
+        return with_fit(self.value_fit, loop, state, eqx.tree_at(lambda x: x.actor, learner, search.params), batch, progress, key, metrics)
+
+
+@part
+class NaturalGradient:
+    """The actor's natural step of a fixed size: no budget, no search."""
+
+    value_fit: ValueFit
+    step_size: float = hyper(0.3, above=0)  # eta
+    cg_iterations: int = hyper(10, at_least=1)  # of conjugate gradients
+    damping: float = hyper(1e-3, at_least=0)  # added to the Fisher matrix
+
+    def init(self, learner):
+        return () if learner.critic is None else self.value_fit.init(learner.critic)
+
+    def refuse(self, samples: int) -> str | None:
+        return self.value_fit.refuse(samples)
+
+    def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
+        def kl(actor):
+            return loop.mean_kl(actor, batch)
+
+        gradient, metrics = jax.grad(loop.policy_loss, has_aux=True)(learner.actor, surrogate_state, batch)
+        direction, _ = natural_direction(hessian_product(kl, learner.actor), gradient, self.cg_iterations, self.damping)
+        actor = jax.tree.map(lambda p, d: p - self.step_size * d, learner.actor, direction)
+        metrics["kl"] = kl(actor)
+        return with_fit(self.value_fit, loop, state, eqx.tree_at(lambda x: x.actor, learner, actor), batch, progress, key, metrics)
+
+
+def with_fit(value_fit: ValueFit, loop, state, learner, batch, progress, key, metrics):
+    """The learner with its critic fitted, if it has one, the fit's state, and the metrics with the fit's loss.
+
+    The critic comes after the actor: this batch's advantages are not to know what it learns from them.
+    """
+    if learner.critic is None:
+        return learner, state, metrics
+    critic, state, metrics["loss/value"] = value_fit(loop, state, learner.critic, batch, progress, key)
+    return eqx.tree_at(lambda x: x.critic, learner, critic), state, metrics

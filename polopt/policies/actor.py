@@ -31,7 +31,10 @@ class Policy(Protocol):
 
 
 class Normaliser(eqx.Module):
-    """Observation to network input: flattening, and running normalisation of the vector part when it is on."""
+    """Observation to network input: flattening, and running normalisation of the vector part when it is on.
+
+    Statistics are kept of as many numbers as they were started with; what a policy writes for itself comes behind these, and stays as it is.
+    """
 
     space: spaces.Space = eqx.field(static=True)
     statistics: RunningStatistics | None
@@ -40,7 +43,9 @@ class Normaliser(eqx.Module):
     def __call__(self, observation):
         vector, pictures = spaces.flatten(self.space, observation)
         if self.statistics is not None:
-            vector = self.statistics.normalise(vector, self.clip)
+            known = self.statistics.mean.shape[0]
+            normalised = self.statistics.normalise(vector[:known], self.clip)
+            vector = normalised if known == vector.shape[0] else jnp.concatenate([normalised, vector[known:]])
         return vector, pictures
 
     def update(self, observations) -> "Normaliser":
@@ -48,7 +53,7 @@ class Normaliser(eqx.Module):
         if self.statistics is None:
             return self
         vector = jax.vmap(lambda o: spaces.flatten(self.space, o)[0])(observations)
-        return Normaliser(self.space, self.statistics.update(vector), self.clip)
+        return Normaliser(self.space, self.statistics.update(vector[:, : self.statistics.mean.shape[0]]), self.clip)
 
 
 class Actor(eqx.Module):
@@ -78,17 +83,21 @@ class Actor(eqx.Module):
     def __call__(self, carry, vector, pictures):
         """(carry, input) to (carry, distribution)."""
         carry, x = self.torso(carry, vector, pictures)
-        x = self.head(x)
+        return carry, self.distribution(x)
+
+    def distribution(self, features):
+        """The distribution that the head gives for the torso's features."""
+        x = self.head(features)
         space = self.action_space
         if isinstance(space, spaces.Discrete):
-            return carry, Categorical(x)
+            return Categorical(x)
         if isinstance(space, spaces.MultiDiscrete):
-            return carry, MultiCategorical(x, space.nvec)
+            return MultiCategorical(x, space.nvec)
         if isinstance(space, spaces.MultiBinary):
-            return carry, Bernoulli(x)
+            return Bernoulli(x)
         low, high = (jnp.asarray(b) for b in space.bounds())
         kind = SquashedGaussian if self.bounds == "squash" else Gaussian
-        return carry, kind(x.reshape(space.shape), self.log_std, low, high)
+        return kind(x.reshape(space.shape), self.log_std, low, high)
 
 
 class ActorPolicy(eqx.Module):

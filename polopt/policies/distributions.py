@@ -189,3 +189,31 @@ class SquashedGaussian(eqx.Module):
 
     def action(self, raw):
         return self.low + (self.high - self.low) * (jnp.tanh(raw) + 1) / 2
+
+
+class Joint(eqx.Module):
+    """Independent draws by name, such as an action and a note; raw draws and actions are dicts with these names."""
+
+    parts: dict[str, Any]
+
+    def _of_parts(self, method: str, *arguments):
+        """{name: what the part's method gives}, each argument a value by name."""
+        return {name: getattr(self.parts[name], method)(*(a[name] for a in arguments)) for name in sorted(self.parts)}
+
+    def sample(self, key):
+        return self._of_parts("sample", dict(zip(sorted(self.parts), jax.random.split(key, len(self.parts)))))
+
+    def mode(self):
+        return self._of_parts("mode")
+
+    def log_prob(self, raw):
+        return sum(self._of_parts("log_prob", raw).values())
+
+    def entropy(self):
+        return sum(self._of_parts("entropy").values())
+
+    def kl(self, other):
+        return sum(self._of_parts("kl", other.parts).values())
+
+    def action(self, raw):
+        return self._of_parts("action", raw)

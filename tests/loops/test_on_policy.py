@@ -98,8 +98,8 @@ def test_before_the_first_step_the_new_policy_is_the_old_one():
         assert abs(float(metrics["kl"])) < 1e-6
 
         def score_function(learner, m=method, b=batch):
-            distribution = m._forward(learner.actor, 0, b)
-            raw, advantage = m._samples((b.raw_action, b.advantage))
+            distribution = m.forward(learner.actor, 0, b)
+            raw, advantage = m.samples((b.raw_action, b.advantage))
             log_prob = jax.vmap(lambda d, r: d.log_prob(r))(distribution, raw)
             return -jnp.mean(log_prob * (advantage - advantage.mean()) / (advantage.std() + 1e-8))
 
