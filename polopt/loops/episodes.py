@@ -25,6 +25,7 @@ from polopt.core import spaces
 from polopt.core.networks import Network
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
+from polopt.loops import layout
 from polopt.policies.actor import Actor, ActorPolicy, Normaliser
 
 
@@ -60,7 +61,7 @@ class Ascent(Protocol):
         ...
 
     def actor(self, state) -> Actor:
-        """The actor that is deployed."""
+        """The actor that is deployed, as a part of the state: states of several seeds may come stacked."""
         ...
 
     def __call__(self, loop: Episodes, sample: Sample, state, progress, key) -> tuple[Any, dict[str, jax.Array]]:
@@ -175,17 +176,14 @@ class Episodes:
 
         start = (env_state, observation, memory, jnp.ones((self.num_envs,), bool))
         (env_state, *_), trajectories = jax.lax.scan(act, start, jax.random.split(k_act, (self.horizon, 2)))
-        return env_state if env.host else None, jax.tree.map(_swap, trajectories)
+        return env_state if env.host else None, jax.tree.map(layout.swap, trajectories)
 
     # -- estimators ----------------------------------------------------------------------------------------------------
 
     def distributions(self, actor: Actor, trajectories: Trajectories):
         """The actor's distribution at every step, (N, T)."""
         if actor.torso.core is None:
-            n, t = trajectories.mask.shape
-            flat = jax.tree.map(lambda x: x.reshape(n * t, *x.shape[2:]), trajectories.inputs)
-            found = jax.vmap(lambda vector, pictures: actor((), vector, pictures)[1])(*flat)
-            return jax.tree.map(lambda x: x.reshape(n, t, *x.shape[1:]), found)
+            return layout.each(lambda vector, pictures: actor((), vector, pictures)[1], *trajectories.inputs)
         return jax.vmap(lambda inputs: jax.lax.scan(lambda memory, x: actor(memory, *x), actor.torso.initial(), inputs)[1])(trajectories.inputs)
 
     def log_probs(self, actor: Actor, trajectories: Trajectories) -> jax.Array:
@@ -255,8 +253,3 @@ def fitting_network(task: ControlTask | None) -> Network:
 def _where(going, tree):
     """The arrays of a tree with 0 where an episode is over."""
     return jax.tree.map(lambda x: jnp.where(going.reshape(going.shape + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x)), tree)
-
-
-def _swap(x):
-    """Time-major to episode-major."""
-    return jnp.swapaxes(x, 0, 1)

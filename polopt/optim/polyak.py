@@ -21,10 +21,11 @@ class PolyakState(NamedTuple):
     first: jax.Array
 
 
-def scale_by_polyak(cap) -> optax.GradientTransformationExtraArgs:
+def scale_by_polyak(cap, longest=None) -> optax.GradientTransformationExtraArgs:
     """Gradients of what shall rise times the Polyak step size, by `update(..., value=J, target=J*)`; no step where J is not below its target.
 
-    cap: the step size is at most this times the first one, so that it stays finite where the gradient vanishes.
+    cap:      the step size is at most this times the first one, so that it stays finite where the gradient vanishes.
+    longest:  the step itself has at most this Euclidean length; None for any. It does not depend on the scale of J either.
     """
 
     def update(gradient, state, params=None, *, value, target, **unused):
@@ -32,7 +33,10 @@ def scale_by_polyak(cap) -> optax.GradientTransformationExtraArgs:
         gap = jnp.maximum(target - value, 0.0)
         eta = jnp.where(squared > 0, gap / jnp.where(squared > 0, squared, 1.0), 0.0)
         eta = jnp.where(state.first > 0, jnp.minimum(eta, cap * state.first), eta)
-        return optax.tree.scale(eta, gradient), PolyakState(jnp.where(state.first > 0, state.first, eta))
+        first = jnp.where(state.first > 0, state.first, eta)
+        if longest is not None:
+            eta = jnp.where(squared > 0, jnp.minimum(eta, longest / jnp.sqrt(jnp.where(squared > 0, squared, 1.0))), 0.0)
+        return optax.tree.scale(eta, gradient), PolyakState(first)
 
     return optax.GradientTransformationExtraArgs(lambda params: PolyakState(jnp.zeros(())), update)
 

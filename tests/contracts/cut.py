@@ -16,7 +16,7 @@ from polopt.envs.protocol import Timestep
 class Cut:
     """Copies whose one episode ends after `length` steps; from then on they show, pay and bill `behind`, until they are reset.
 
-    A step pays and bills its action; the last one `last` times that, and it is shown with `last` beside the number of the step.
+    A step pays and bills an eighth of its action; the last one `last` times that, and it is shown with `last` beside the number of the step.
     """
 
     length: int = 3
@@ -36,7 +36,7 @@ class Cut:
         return t, self._show(t)
 
     def step(self, t, action, key):
-        paid = jnp.where(t < self.length, action * self._factor(t), self.behind)
+        paid = jnp.where(t < self.length, action * self._factor(t) / 8, self.behind)
         end = t + 1 == self.length
         seen = self._show(t + 1)
         return t + 1, Timestep(seen, seen, paid, paid[:, None], end & self.terminates, end & (not self.terminates))

@@ -52,6 +52,18 @@ def test_no_step_at_the_optimum():
     assert step([1.0, 0.0], 1.0, 4.0, state=state)[1].first == 3
 
 
+def test_a_longest_step():
+    """It shortens the move and nothing else: the first step size is what it was."""
+    for scale in (1.0, 1e4):
+        rule, g = scale_by_polyak(1e3, longest=0.5), scale * jnp.array([3.0, 4.0])
+        move, state = rule.update(g, rule.init(g), value=0.0, target=scale * 100.0)
+        np.testing.assert_allclose(move, [0.3, 0.4], rtol=1e-6)
+        np.testing.assert_allclose(state.first, 4 / scale, rtol=1e-6)
+        near, _ = rule.update(g, state, value=0.0, target=scale * 1.0)
+        np.testing.assert_allclose(near, [3 / 25, 4 / 25], rtol=1e-6)
+        assert not rule.update(0 * g, state, value=0.0, target=1.0)[0].any()
+
+
 def test_one_state():
     """Oracle 4: logits (0, 0) with rewards (1, 0)."""
     move, _ = step([0.25, -0.25], 0.5, 1.0)
