@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from polopt.core import parts
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
+from polopt.loops.episodes import Episodes
 from polopt.methods import registry
 
 SMALL = {
     "num_envs": 4,
     "num_steps": 8,
+    "horizon": 8,
     "network.hidden": (8,),
     "critic_network.hidden": (8,),
     "network.core_size": 4,
@@ -22,6 +25,7 @@ SMALL = {
     "rule.actor_network.hidden": (8,),
     "rule.critic_network.hidden": (8,),
     "rule.target_every": 2,
+    "ascent.utility.occupancy.count": 4,
     "replay.capacity": 64,
     "batch_size": 8,
     "warmup": 4,
@@ -36,7 +40,10 @@ AT_MOST = {
     "rule.critics": 3,
     "rule.delay": 2,
 }
+OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
+WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)]
+COSTLY = Path(__file__).with_name("costly.py")
 
 
 def alike(name: str) -> bool:
@@ -51,21 +58,29 @@ def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
 
 
 @functools.cache
+def bearing(name: str, env: str) -> ControlTask:
+    """A probe, or its twin that bears a cost where the method asks for costs."""
+    reason = registry.load(name)(task(env)).refuse(task(env)) or ""
+    return task(f"{COSTLY}:{env.removeprefix('probe:').replace('-', '_')}" if "costs" in reason else env)
+
+
+@functools.cache
 def suits(name: str, env: str) -> bool:
-    """Whether a method takes an environment."""
-    return registry.load(name)(task(env)).refuse(task(env)) is None
+    """Whether a method takes a probe."""
+    on = bearing(name, env)
+    return registry.load(name)(on).refuse(on) is None
 
 
 def home(name: str, probe: str = "action") -> ControlTask:
     """A probe in the form that a method takes: the discrete one if it can."""
-    return task(f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
+    return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
 
-def small(name: str, on: ControlTask, **changes):
+def small(name: str, on: ControlTask, sizes=SMALL, **changes):
     """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
-    sizes = {field: value for field, value in SMALL.items() if field in known}
+    sizes = {field: value for field, value in sizes.items() if field in known}
     sizes |= {field: min(value, known[field]) for field, value in AT_MOST.items() if field in known}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 

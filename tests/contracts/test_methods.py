@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 import typing
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 
 from polopt.core import parts
+from polopt.envs.task import ControlTask
 from polopt.interop.export import export
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
-from tests.contracts.helpers import AT_MOST, NAMES, SMALL, alike, arrays, equal, home, run, small, suits, task
+from tests.contracts.cut import Cut
+from tests.contracts.helpers import AT_MOST, NAMES, OTHERS, SMALL, WHOLE_EPISODES, alike, arrays, bearing, equal, home, run, small, suits, task
 
 every_method = pytest.mark.parametrize("name", NAMES)
 every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
@@ -46,7 +49,7 @@ def test_seeds_together_equal_one_at_a_time(name):
 @every_machine
 def test_jit_changes_nothing(name):
     on = home(name)
-    method = small(name, on, num_steps=2, num_envs=2)
+    method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2})
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):
@@ -90,7 +93,7 @@ def _newest_digest(run_):
     return digest({"state": training.state, "best": training.best})
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES])
 def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
     cut, ends = home(name, "truncation"), home(name, "termination")
@@ -99,14 +102,36 @@ def test_truncation_is_not_termination(name):
     assert not equal(method.policy(a), method.policy(b)) or not equal(_learnt(a), _learnt(b))
 
 
+@pytest.mark.parametrize("name", WHOLE_EPISODES)
+def test_an_episode_ends_where_it_is_cut(name):
+    """A method without values has nothing to go on with: return and score end with the episode, however it ends.
+
+    Nothing behind the cut matters, not even NaN. The last step before it does, and so does a step more.
+    """
+    cut = _cut()
+    method = small(name, cut)
+    learnt = run(method, cut)
+    assert all(np.isfinite(x).all() for x in arrays(method.policy(learnt)))
+    assert equal(run(method, _cut(behind=float("nan"))), learnt)
+    assert equal(run(method, _cut(terminates=True)), learnt)
+    assert not equal(run(method, _cut(last=0.25)), learnt)
+    assert not equal(run(method, _cut(length=4)), learnt)
+
+
+@functools.cache
+def _cut(**how) -> ControlTask:
+    return ControlTask(Cut(**how), 320)
+
+
 def _learnt(state):
     return getattr(state, "learner", state)
 
 
 @pytest.mark.parametrize("name, env", [(name, env) for name in NAMES for env in ("probe:action", "probe:action-continuous") if suits(name, env)])
 def test_export_agrees_with_the_policy(name, env, tmp_path):
-    method = small(name, task(env))
-    result = export(method.policy(run(method, task(env), iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
+    on = bearing(name, env)
+    method = small(name, on)
+    result = export(method.policy(run(method, on, iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
     assert result.largest_difference <= 1e-5
 
 
@@ -136,14 +161,16 @@ def _contexts(name):
     for env in ("probe:credit", "probe:action-continuous"):
         if not suits(name, env):
             continue
-        on = task(env)
-        steps = "improver.step.learning_rate" in parts.fields(small(name, on))
-        large = {"improver__step__learning_rate": 0.1} if steps else {}  # so that what bounds a step binds
-        found.append((on, small(name, on, **large)))
+        on = bearing(name, env)
+        binding = {"improver.step.learning_rate": 0.1, "ascent.cap": 0.5}  # so that what bounds a step binds
+        found.append((on, small(name, on, SMALL | binding)))
     on, method = found[0]
     known = parts.fields(method)
     if "network.core" in known:
-        found.append((on, parts.replace(method, {"network.core": "gru", "critic_network.core": "lstm"})))
+        cores = {"network.core": "gru", "critic_network.core": "lstm"}
+        found.append((on, parts.replace(method, {field: core for field, core in cores.items() if field in known})))
+    if "ascent.longest" in known:
+        found.append((on, parts.replace(method, {"ascent.longest": None})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
     if "replay.prioritised" in known:
@@ -190,6 +217,8 @@ def _other_numbers(method, field, before):
 
 
 def _other_values(method, field, before):
+    if field in OTHERS:
+        return OTHERS[field]
     hint = parts.field_types(method)[field]
     if typing.get_origin(hint) is typing.Literal:
         return [v for v in typing.get_args(hint) if v != before]
@@ -204,7 +233,7 @@ def _other_values(method, field, before):
 
 def test_the_small_sizes_name_real_fields():
     known = set().union(*(parts.fields(registry.load(name)(home(name))) for name in NAMES))
-    assert set(SMALL) | set(AT_MOST) <= known
+    assert set(SMALL) | set(AT_MOST) | set(OTHERS) <= known
 
 
 def test_checkpoints_are_where_the_contract_looks(tmp_path):
