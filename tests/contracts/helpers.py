@@ -14,6 +14,7 @@ from polopt.envs.task import ControlTask
 from polopt.loops.episodes import Episodes
 from polopt.methods import registry
 
+# By the end of a field's dotted name.
 SMALL = {
     "num_envs": 4,
     "num_steps": 8,
@@ -21,10 +22,9 @@ SMALL = {
     "network.hidden": (8,),
     "critic_network.hidden": (8,),
     "network.core_size": 4,
-    "rule.network.hidden": (8,),
-    "rule.actor_network.hidden": (8,),
-    "rule.critic_network.hidden": (8,),
-    "rule.target_every": 2,
+    "actor_network.hidden": (8,),
+    "quantile_network.hidden": (8,),
+    "target_every": 2,
     "ascent.utility.occupancy.count": 4,
     "replay.capacity": 64,
     "batch_size": 8,
@@ -39,6 +39,12 @@ AT_MOST = {
     "updates": 4,
     "rule.critics": 3,
     "rule.delay": 2,
+    "refresh_every": 2,
+    "preparation": 2,
+    "critic_steps": 2,
+    "quantiles": 4,
+    "samples": 4,
+    "cosines": 4,
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
@@ -76,12 +82,17 @@ def home(name: str, probe: str = "action") -> ControlTask:
     return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
 
+def ending(known, end: str) -> list[str]:
+    """The fields that are called so, in whatever part they lie."""
+    return [field for field in known if field == end or field.endswith("." + end)]
+
+
 def small(name: str, on: ControlTask, sizes=SMALL, **changes):
     """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
-    sizes = {field: value for field, value in sizes.items() if field in known}
-    sizes |= {field: min(value, known[field]) for field, value in AT_MOST.items() if field in known}
+    sizes = {field: value for end, value in sizes.items() for field in ending(known, end)}
+    sizes |= {field: min(value, known[field]) for end, value in AT_MOST.items() for field in ending(known, end)}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 

@@ -20,7 +20,23 @@ from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
 from tests.contracts.cut import Cut
-from tests.contracts.helpers import AT_MOST, NAMES, OTHERS, SMALL, WHOLE_EPISODES, alike, arrays, bearing, equal, home, run, small, suits, task
+from tests.contracts.helpers import (
+    AT_MOST,
+    NAMES,
+    OTHERS,
+    SMALL,
+    WHOLE_EPISODES,
+    alike,
+    arrays,
+    bearing,
+    ending,
+    equal,
+    home,
+    run,
+    small,
+    suits,
+    task,
+)
 
 every_method = pytest.mark.parametrize("name", NAMES)
 every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
@@ -158,11 +174,10 @@ def test_every_field_changes_the_computation(name):
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
     found = []
-    for env in ("probe:credit", "probe:action-continuous"):
-        if not suits(name, env):
-            continue
+    both = [env for env in ("probe:credit", "probe:action-continuous") if suits(name, env)]
+    for env in both if "probe:credit" in both else ["probe:credit-continuous"]:
         on = bearing(name, env)
-        binding = {"improver.step.learning_rate": 0.1, "ascent.cap": 0.5}  # so that what bounds a step binds
+        binding = {"improver.step.learning_rate": 0.1, "ascent.cap": 0.5, "rule.step.max_grad_norm": 0.01}  # so that what bounds a step binds
         found.append((on, small(name, on, SMALL | binding)))
     on, method = found[0]
     known = parts.fields(method)
@@ -171,6 +186,8 @@ def _contexts(name):
         found.append((on, parts.replace(method, {field: core for field, core in cores.items() if field in known})))
     if "ascent.longest" in known:
         found.append((on, parts.replace(method, {"ascent.longest": None})))
+    if known.get("on_policy") and suits(name, "probe:action"):
+        found.append((on, parts.replace(method, {"on_policy": False})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
     if "replay.prioritised" in known:
@@ -185,14 +202,17 @@ def _changes(field: str, method, on) -> bool:
     if isinstance(before, float):
         others = (parts.replace(method, {field: value}) for value in _other_numbers(method, field, before))
         return any(not equal(run(method, on), run(other, on)) for other in others)
+    accepted = False
     for value in _other_values(method, field, before):
         try:
             other = parts.replace(method, {field: value})
         except ValueError:
             continue
-        if other.refuse(on) is None and _program(other, on) != _program(method, on):
-            return True
-    return False
+        if other.refuse(on) is None:
+            accepted = True
+            if _program(other, on) != _program(method, on):
+                return True
+    return not accepted and isinstance(before, bool)  # a switch whose other side is refused says so
 
 
 _ABSENT = object()
@@ -233,7 +253,7 @@ def _other_values(method, field, before):
 
 def test_the_small_sizes_name_real_fields():
     known = set().union(*(parts.fields(registry.load(name)(home(name))) for name in NAMES))
-    assert set(SMALL) | set(AT_MOST) | set(OTHERS) <= known
+    assert not [end for end in (*SMALL, *AT_MOST, *OTHERS) if not ending(known, end)]
 
 
 def test_checkpoints_are_where_the_contract_looks(tmp_path):
