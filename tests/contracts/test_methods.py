@@ -26,7 +26,6 @@ from tests.contracts.helpers import (
     OTHERS,
     SMALL,
     WHOLE_EPISODES,
-    alike,
     arrays,
     bearing,
     ending,
@@ -34,12 +33,12 @@ from tests.contracts.helpers import (
     home,
     run,
     small,
+    spoken_for,
     suits,
     task,
 )
 
 every_method = pytest.mark.parametrize("name", NAMES)
-every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
 
 
 @every_method
@@ -52,6 +51,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(name):
 
 @every_method
 def test_seeds_together_equal_one_at_a_time(name):
+    spoken_for(name)
     on = home(name)
     method = small(name, on)
     together = jax.jit(jax.vmap(lambda key: jax.lax.fori_loop(0, 3, lambda _, s: method.step(on, s)[0], method.init(on, key))))
@@ -62,8 +62,9 @@ def test_seeds_together_equal_one_at_a_time(name):
             np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
 
-@every_machine
+@every_method
 def test_jit_changes_nothing(name):
+    spoken_for(name)
     on = home(name)
     method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2})
     with jax.disable_jit():
@@ -72,8 +73,9 @@ def test_jit_changes_nothing(name):
         np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
 
-@every_machine
+@every_method
 def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
+    spoken_for(name)
     env, steps = home(name).env.name, 320
     sizes = _sizes(name, env)
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
@@ -112,6 +114,7 @@ def _newest_digest(run_):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES])
 def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
+    spoken_for(name)
     cut, ends = home(name, "truncation"), home(name, "termination")
     method = small(name, cut)
     a, b = run(method, cut, iterations=2), run(method, ends, iterations=2)
