@@ -32,6 +32,7 @@ class Transitions(NamedTuple):
     index: jax.Array
     reward: jax.Array
     terminated: jax.Array
+    ended: jax.Array
 
 
 def start_acting(env, policy: MixturePolicy, copies: int, key) -> Acting:
@@ -61,7 +62,7 @@ def collect(env, policy: MixturePolicy, acting: Acting, steps: int, key, *, gate
         sums = {"return": total, "length": length, "count": jnp.ones_like(total)}
         finished = {f"episode/{name}": jnp.sum(jnp.where(ended, x, 0.0)) for name, x in sums.items()}
         memory = jax.tree.map(lambda first, now: jnp.where(ended.reshape(-1, *[1] * (now.ndim - 1)), first, now), fresh, memory)
-        seen = Transitions(acting.observation, after.final_observation, index, after.reward, after.terminated)
+        seen = Transitions(acting.observation, after.final_observation, index, after.reward, after.terminated, ended)
         return Acting(state, after.observation, memory, jnp.where(ended, 0.0, total), jnp.where(ended, 0.0, length)), (seen, finished)
 
     acting, (seen, finished) = jax.lax.scan(step, acting, jax.random.split(key, (steps, 2)))

@@ -17,7 +17,7 @@ from polopt.interop.export import export
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
-from tests.contracts.helpers import AT_MOST, NAMES, SMALL, alike, arrays, equal, home, run, small, suits, task
+from tests.contracts.helpers import AT_MOST, NAMES, SMALL, WHOLE_EPISODES, alike, arrays, equal, home, run, small, suits, task
 
 every_method = pytest.mark.parametrize("name", NAMES)
 every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
@@ -90,7 +90,7 @@ def _newest_digest(run_):
     return digest({"state": training.state, "best": training.best})
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES])
 def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
     cut, ends = home(name, "truncation"), home(name, "termination")

@@ -16,8 +16,8 @@ no critic. `exact_gradient` is the first line in a table. `gated`, where the wei
 
 Controllers are the folders of runs, whose actions are drawn as in their training, or numbers, which are constant actions; all of these if
 none is given. Our choices: phi is the flattened observation (and its products) with a one, and the critic's step is divided by the mean
-|phi|^2 where that is above 1, as the paper takes |phi| <= 1; states count as often as they are visited, without gamma^t; without a critic a
-return that a time limit cuts goes on with the next episode's rewards, to `num_steps`.
+|phi|^2 where that is above 1, as the paper takes |phi| <= 1; states count as often as they are visited, without gamma^t. The critic goes on
+through time limits; without one a return ends with the episode however it ends, at the latest after `num_steps`.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ class GradientFree:
         k_start, k_act = jax.random.split(key)
         start = start_acting(task.env, policy, copies, k_start)
         _, seen, episodes = collect(task.env, policy, start, loop.num_steps, k_act, gates=gates)
-        going = jnp.cumprod(1 - seen.terminated.astype(jnp.float32), axis=0)
-        alive = jnp.concatenate([jnp.ones_like(going[:1]), going[:-1]])
-        weight = alive * loop.discount ** jnp.arange(loop.num_steps, dtype=jnp.float32)[:, None]
-        return jnp.sum(weight * seen.reward, axis=0).reshape(-1, loop.num_envs).mean(axis=1), episodes
+        over = jnp.cumsum(seen.ended, axis=0) - seen.ended > 0  # behind an end another episode has begun
+        rewards = jnp.where(over, 0.0, seen.reward)
+        total = loop.discount ** jnp.arange(loop.num_steps, dtype=jnp.float32) @ rewards
+        return total.reshape(-1, loop.num_envs).mean(axis=1), episodes
 
     def __call__(self, loop, task, policy, state, key):
         k_directions, k_returns = jax.random.split(key)

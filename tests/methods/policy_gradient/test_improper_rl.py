@@ -257,3 +257,13 @@ def test_what_stays_frozen():
 )
 def test_refusals(loop, message):
     assert message in loop.refuse(queues())
+
+
+@pytest.mark.parametrize("probe", ["termination", "truncation"])
+def test_a_return_without_a_critic_ends_with_the_episode(probe):
+    """Eight steps of reward 1, however the episode ends; the next one, which begins in the same rollout, does not count."""
+    on = ControlTask(make(f"probe:{probe}"), 1000)
+    loop = parts.replace(registry.load("improper_rl:gradient_free")(on), {"num_envs": 2, "num_steps": 20, "discount": 1.0})
+    state = loop.init(on, jax.random.key(0))
+    returns, _ = loop.estimator.returns(loop, on, state.policy, jnp.zeros((2, 2)), jax.random.key(1))
+    assert returns.tolist() == [8.0, 8.0]
