@@ -49,7 +49,8 @@ AT_MOST = {
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
-WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)]
+# Without values: their returns end with the episode, however it ends.
+WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
 COSTLY = Path(__file__).with_name("costly.py")
 
 
