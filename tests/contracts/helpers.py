@@ -41,13 +41,14 @@ AT_MOST = {
     "rule.critics": 3,
     "rule.delay": 2,
     "refresh_every": 2,
-    "preparation": 2,
-    "critic_steps": 2,
+    "preparation": 1,
+    "critic_steps": 1,
     "quantiles": 4,
     "samples": 4,
     "cosines": 4,
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
+ELSEWHERE = {"rule.trained.run"}  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
 # Without values: their returns end with the episode, however it ends.
 WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
