@@ -23,19 +23,25 @@ from polopt.core.parts import replace
 from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
+from polopt.loops.episodes import Episodes
 from polopt.loops.on_policy import OnPolicy
+from polopt.loops.utilities import Imitation
 from polopt.methods.actor_critic import ddpg, dqn, sac, td3
-from polopt.methods.policy_gradient import d_ppo, mdpo, ppo
+from polopt.methods.policy_gradient import d_ppo, mdpo, polyak_pg, ppo
 from polopt.methods.policy_gradient.gae import GAE
+from polopt.methods.policy_gradient.general_utilities import VarianceReduced
 from polopt.objectives import advantages, divergences, reduction, surrogates, values
 from polopt.optim import trust_region
 from polopt.policies.distributions import Categorical
+from tests.loops import test_episodes as of_episodes
 from tests.methods.actor_critic import test_ddpg as of_ddpg
 from tests.methods.actor_critic import test_dqn as of_dqn
 from tests.methods.actor_critic import test_sac as of_sac
 from tests.methods.policy_gradient import test_d_ppo as of_d_ppo
 from tests.methods.policy_gradient import test_gae as of_gae
+from tests.methods.policy_gradient import test_general_utilities as of_utilities
 from tests.methods.policy_gradient import test_mdpo as of_mdpo
+from tests.methods.policy_gradient import test_polyak_pg as of_polyak
 from tests.methods.policy_gradient import test_ppo as of_ppo
 from tests.methods.policy_gradient import test_trpo as of_trpo
 from tests.objectives import test_advantages as of_advantages
@@ -167,7 +173,19 @@ with_equal_weights = of_sac.test_with_equal_weights_mdpo_is_sac_in_value_and_gra
 temperature_rises = of_sac.test_the_temperature_rises_while_the_entropy_is_too_small
 leads_by_the_mean = of_sac.test_redq_draws_its_critics_and_leads_by_their_mean
 
+halves = of_episodes.test_the_gradient_and_the_hessian_product_are_unbiased
+one_update = of_utilities.test_one_update_is_right_on_average
+others = of_episodes.test_credit_by_hand
+chain_rule = functools.partial(of_utilities.test_the_policy_gradient_of_the_pseudo_reward_is_that_of_the_utility, "imitation")
+one_function = of_polyak.test_the_value_and_the_gradient_are_of_one_function
+
 MUTATIONS = [
+    Mutation("episodes: half a Hessian", Episodes.hessian_product, "self.weights(there, jax.lax.stop_gradient(actor), trajectories)", "None", halves),
+    Mutation("episodes: own return in the baseline", Episodes.credit, " - returns * going)", ")", others),
+    Mutation("n-vr-pg: the new policy above", VarianceReduced.__call__, "(before, actor, episodes)", "(actor, before, episodes)", one_update),
+    Mutation("n-vr-pg: one pseudo-reward for both", VarianceReduced.__call__, "gradient(before, earlier", "gradient(before, now", one_update),
+    Mutation("imitation: away from the expert", Imitation.rewards, "self._target(basis) - moments", "moments - self._target(basis)", chain_rule),
+    Mutation("polyak: value without the entropy", polyak_pg.estimate, "loop.value(episodes, rewards)", "loop.value(episodes)", one_function),
     Mutation("ppo: the optimistic of both terms", surrogates._clipped, "xp.maximum(-ratio", "xp.minimum(-ratio", slopes),
     Mutation("ppo: sign of the clipped term", surrogates._clipped, "-near * advantage", "near * advantage", slopes),
     Mutation("ppo: ratio inverted", surrogates._log_ratio, "log_prob - stop_gradient(old_log_prob)", "old_log_prob - log_prob", slopes),

@@ -15,6 +15,7 @@ from polopt.critics.occupancy import Regression, Table
 from polopt.envs.exact import finite, tabular
 from polopt.envs.exact.dynamics import TabularDynamics
 from polopt.envs.exact.problems import permuted_chain
+from polopt.envs.exact.tabular import TabularMDP
 from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
@@ -22,6 +23,7 @@ from polopt.loops.episodes import Trajectories
 from polopt.loops.utilities import Entropy, Features, Imitation, Penalised, Reward, numbered, share
 from polopt.methods import registry
 from polopt.methods.policy_gradient.general_utilities import VarianceReduced
+from polopt.optim.momentum import MomentumState
 from tests.loops.enumerated import HORIZON, close, everything, exact, logits, loop, one_by_one, problem, tabular_actor
 
 TARGET = (0.1, 0.2, 0.3, 0.4)
@@ -157,6 +159,36 @@ def test_which_estimates_the_pseudo_rewards_use():
         np.testing.assert_array_equal(used[1], now.ascent.momentum.direction[1])
     first = states[1].ascent.momentum
     np.testing.assert_array_equal(first.previous[1], first.direction[1])  # r_0 comes from lambda_0 = lam(tau_0)
+
+
+def test_one_update_is_right_on_average():
+    """The recursion as the method runs it, on every episode of a problem where the new policy makes all of them equally likely."""
+    with jax.enable_x64(True):
+        method, reach = loop(), jnp.broadcast_to(jnp.eye(2), (2, 2, 2))  # action a leads to state a
+        mdp = TabularMDP(reach, jnp.zeros((2, 2)), jnp.array([1.0, 0.0]), 0.8)
+        task = ControlTask(JaxEnvironment("exact", TabularDynamics(mdp)), 1)
+        ascent = VarianceReduced(Entropy(of="pairs"))
+        old, new = tabular_actor(method, mdp, seed=1), tabular_actor(method, mdp, scale=0.0)
+        trajectories, found = everything(mdp)
+        episodes = jax.tree.map(lambda x: x[np.asarray(found.chance) > 0], trajectories)
+        direction, remembered, used = tabular_actor(method, mdp, seed=2), jnp.array([0.4, 0.3, 0.2, 0.1]), jnp.array([0.1, 0.5, 0.1, 0.3])
+        start = ascent.init(method, task, jax.random.key(0))
+        state = start._replace(actor=new, momentum=MomentumState(jnp.array(3), (direction, remembered), (old, used)))
+        after, _ = ascent(method, lambda actor, key: episodes, state, 0.0, jax.random.key(1))
+
+        def visits(actor):
+            occupancy = finite.occupancy(mdp, jax.nn.softmax(logits(actor, 2)), HORIZON, discounted=True).sum(0)
+            return occupancy.ravel() * share(method)
+
+        def slope(actor, moments):
+            reward = share(method) * (-jnp.log(moments) - 1)
+            return jax.grad(lambda a: exact(mdp.with_reward(reward.reshape(2, 2)), a))(actor)
+
+        eta = (2 / 4) ** (2 / 3)
+        expected = eta * visits(new) + (1 - eta) * (remembered + visits(new) - visits(old))
+        np.testing.assert_allclose(after.momentum.direction[1], expected, rtol=1e-6)
+        terms = direction, slope(new, remembered), slope(old, used)
+        close(after.momentum.direction[0], jax.tree.map(lambda d, n, o: eta * n + (1 - eta) * (d + n - o), *terms), 1e-6)
 
 
 def test_reward_is_the_ordinary_policy_gradient():
