@@ -20,7 +20,7 @@ from polopt.loops.off_policy import OffPolicy
 from polopt.methods.actor_critic.ddpg import Deterministic
 from polopt.methods.policy_gradient.apg import Adaptation, Gain, apg
 
-STEPS = 40_000
+STEPS = 20_000
 EVERY = 1_000  # steps between two evaluations
 HORIZON = 50  # steps of an episode
 NEEDED = "steps until the cost is within 10 % of the optimum"
@@ -130,7 +130,7 @@ CLAIM = Claim(
     method="apg",
     statement="Adapting a trained policy to an additional task takes a third of the steps, or less, that learning both together from nothing takes.",
     baseline="DDPG from nothing on the sum of both costs, with the same networks and steps",
-    task="the double integrator with the best regulator as trained policy and a new set point as additional task; affine policies, exact optimum",
+    task="20k steps on the double integrator with the best regulator as trained policy and a new set point as additional task; affine policies, exact optimum",
     run=run,
     checks=(
         Check(NEEDED, "APG", over="DDPG from nothing", ratio=True, below=1 / 3),
