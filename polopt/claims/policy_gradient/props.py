@@ -108,8 +108,8 @@ CLAIM = Claim(
     statement="With as many samples the data of an adapted behaviour are closer to the policy than its own draws, and PPO learns faster from "
     "two batches of such data than from two batches without adaptation, and no slower than from one batch.",
     baseline="independent draws of the policy; PPO on one batch and on two, with everything else the same",
-    task="random softmax policies over 5 and 10 actions, 100 and 400 samples, adapted every 8 with a tabular step of 1, and the states of a 5 x 5 grid; "
-    "CartPole-v1, 150k steps, batches of 2048",
+    task="random softmax policies over 5 and 10 actions, 100 and 400 samples, adapted every 8 with a tabular step of 1, and the states of a "
+    "5 x 5 grid; CartPole-v1, 150k steps, batches of 2048",
     run=run,
     checks=(
         *(Check(name, "PROPS data", over="own draws", ratio=True, below=0.5) for name in ERROR.values()),
