@@ -30,6 +30,7 @@ SMALL = {
     "replay.capacity": 64,
     "batch_size": 8,
     "warmup": 4,
+    "behaviour.adaptation.step.learning_rate": 0.03,  # so that what bounds its steps binds
 }
 # Never more than by default, so that one-pass methods stay one-pass.
 AT_MOST = {
@@ -46,7 +47,6 @@ AT_MOST = {
     "quantiles": 4,
     "samples": 4,
     "cosines": 4,
-    "behaviour.adaptation.step.learning_rate": 0.03,  # so that what bounds its steps binds
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 ELSEWHERE = {"rule.trained.run"}  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
