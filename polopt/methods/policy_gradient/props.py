@@ -95,7 +95,7 @@ def divided(filled, count: int, key):
     n = filled.shape[0]
     order = jnp.argsort(jnp.where(filled, jax.random.uniform(key, (n,)), 2.0))
     bounds = (jnp.arange(count + 1) * jnp.sum(filled)) // count
-    places = bounds[:-1, None] + jnp.arange(-(-n // count))
+    places = bounds[:-1, None] + jnp.arange(-(-n // count))[None]
     return order[jnp.minimum(places, n - 1)], (places < bounds[1:, None]).astype(jnp.float32)
 
 
