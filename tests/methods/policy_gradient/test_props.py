@@ -76,7 +76,7 @@ def test_minibatches_divide_what_is_filled(filled, count):
     chosen = np.asarray(indices)[np.asarray(counted) > 0]
     assert sorted(chosen) == np.flatnonzero(there).tolist()
     sizes = np.asarray(counted).sum(axis=1)
-    assert sizes.max(initial=0) - sizes.min(initial=0) <= 1 and len(sizes) == count
+    assert sizes.max() - sizes.min() <= 1 and len(sizes) == count
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
