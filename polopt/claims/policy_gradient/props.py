@@ -42,7 +42,7 @@ class TabularStep:
 
 def collector(env, samples: int, adapted: bool):
     """A tabular policy that collects so many samples, with a behaviour adapted every 8 of them or without."""
-    behaviour = Buffered(Clipped(step=TabularStep()) if adapted else None, batches=1, every=8)
+    behaviour = Buffered(Clipped(step=TabularStep(), minibatches=1) if adapted else None, batches=1, every=8)
     method = dataclasses.replace(props(ControlTask(env, 1)), behaviour=behaviour)
     sizes = {"num_envs": 1, "num_steps": samples, "network.hidden": (), "critic": False, "normalise_rewards": False}
     return replace(method, {**sizes, "normalise_observations": False})
