@@ -75,5 +75,9 @@ CLAIM = Claim(
         *(Check(RETURN[env], "a2c", over="reinforce", above=0) for env in TASKS),
         *(Check(SPREAD[env], "limited", over="free", below=0) for env in TASKS),
     ),
-    seconds=120,
+    seconds=240,
+    slow=True,
+    analysis="All that compares the limited objectives with the others holds. What stays open is on Pendulum, where neither A2C nor REINFORCE learns "
+    "anything in 300k steps (both near -1200, the return of a random policy): which of the two is last is then chance, and seeds that all fail "
+    "scatter little, while V-MPO, whose temperature is still falling, is caught at different points of its way from -1200 to -200.",
 )

@@ -42,7 +42,7 @@ class TabularStep:
 
 def collector(env, samples: int, adapted: bool):
     """A tabular policy that collects so many samples, with a behaviour adapted every 8 of them or without."""
-    behaviour = Buffered(Clipped(step=TabularStep()) if adapted else None, batches=1, every=8)
+    behaviour = Buffered(Clipped(step=TabularStep(), minibatches=1) if adapted else None, batches=1, every=8)
     method = dataclasses.replace(props(ControlTask(env, 1)), behaviour=behaviour)
     sizes = {"num_envs": 1, "num_steps": samples, "network.hidden": (), "critic": False, "normalise_rewards": False}
     return replace(method, {**sizes, "normalise_observations": False})
@@ -108,8 +108,8 @@ CLAIM = Claim(
     statement="With as many samples the data of an adapted behaviour are closer to the policy than its own draws, and PPO learns faster from "
     "two batches of such data than from two batches without adaptation, and no slower than from one batch.",
     baseline="independent draws of the policy; PPO on one batch and on two, with everything else the same",
-    task="random softmax policies over 5 and 10 actions, 100 and 400 samples, adapted every 8 with a tabular step of 1, and the states of a 5 x 5 grid; "
-    "CartPole-v1, 150k steps, batches of 2048",
+    task="random softmax policies over 5 and 10 actions, 100 and 400 samples, adapted every 8 with a tabular step of 1, and the states of a "
+    "5 x 5 grid; CartPole-v1, 150k steps, batches of 2048",
     run=run,
     checks=(
         *(Check(name, "PROPS data", over="own draws", ratio=True, below=0.5) for name in ERROR.values()),

@@ -45,7 +45,7 @@ def behaviour_loss(log_prob, target_log_prob, clip):
 class Clipped:
     """PROPS: epochs of clipped steps away from what the data have too much of."""
 
-    step: Step = Adam(learning_rate=1e-3, anneal=False)
+    step: Step = Adam(learning_rate=1e-3, anneal=False, max_grad_norm=None)  # its run is one adaptation
     epochs: int = hyper(16, at_least=1)  # passes over the buffer
     minibatches: int = hyper(16, at_least=1)  # steps in a pass
     clip: float = hyper(0.3, above=0)  # eps: a ratio beyond 1 +- clip pulls no longer where that would make it more extreme
@@ -64,30 +64,30 @@ class Clipped:
             new = loop.forward(phi, 0, data)
             log_prob = jax.vmap(lambda d, r: d.log_prob(r))(new, loop.samples(data.raw_action))
             kl = jax.vmap(lambda t, d: t.kl(d))(target, new)
-            each = behaviour_loss(log_prob, known, self.clip) + self.kl_coefficient * kl
+            losses = behaviour_loss(log_prob, known, self.clip) + self.kl_coefficient * kl
             count = jnp.maximum(jnp.sum(weight), 1.0)
-            return jnp.sum(weight * each) / count, jnp.sum(weight * kl) / count
+            return jnp.sum(weight * losses) / count, jnp.sum(weight * kl) / count
 
         filled = jnp.max(weight.reshape(weight.shape[0], -1), axis=1) > 0
 
-        def descend(carry, chosen):
-            indices, valid = chosen
-            minibatch = jax.tree.map(lambda x: x[indices], everything)
-            minibatch = (minibatch[0], jax.vmap(jnp.multiply)(minibatch[1], valid), *minibatch[2:])
-            phi, optimiser, stopped = carry
-            gradient, kl = jax.grad(loss, has_aux=True)(phi, minibatch)
-            stopped = stopped | (kl > self.target_kl)
-            moved = self.step.update(gradient, optimiser, phi, 0.0)
-            still = stopped | ~valid.any()
-            return (*jax.tree.map(lambda new, old: jnp.where(still, old, new), moved, (phi, optimiser)), stopped), None
+        def one_pass(passes):
+            epoch, carry = passes
 
-        def one_pass(loop):
-            epoch, carry = loop
+            def descend(carry, chosen):
+                phi, optimiser, stopped = carry
+                indices, valid = chosen
+                data, weight, *rest = jax.tree.map(lambda x: x[indices], everything)
+                gradient, kl = jax.grad(loss, has_aux=True)(phi, (data, jax.vmap(jnp.multiply)(weight, valid), *rest))
+                stopped = stopped | (kl > self.target_kl)
+                still = stopped | (valid.max() == 0)
+                moved = self.step.update(gradient, optimiser, phi, epoch / self.epochs)
+                return (*jax.tree.map(lambda new, old: jnp.where(still, old, new), moved, (phi, optimiser)), stopped), None
+
             carry, _ = jax.lax.scan(descend, carry, divided(filled, self.minibatches, jax.random.fold_in(key, epoch)))
             return epoch + 1, carry
 
         start = (actor, self.step.init(actor), ~filled.any())
-        return jax.lax.while_loop(lambda loop: (loop[0] < self.epochs) & ~loop[1][2], one_pass, (0, start))[1][0]
+        return jax.lax.while_loop(lambda passes: (passes[0] < self.epochs) & ~passes[1][2], one_pass, (0, start))[1][0]
 
 
 def divided(filled, count: int, key):
@@ -95,7 +95,7 @@ def divided(filled, count: int, key):
     n = filled.shape[0]
     order = jnp.argsort(jnp.where(filled, jax.random.uniform(key, (n,)), 2.0))
     bounds = (jnp.arange(count + 1) * jnp.sum(filled)) // count
-    places = bounds[:-1, None] + jnp.arange(-(-n // count))
+    places = bounds[:-1, None] + jnp.arange(-(-n // count))[None]
     return order[jnp.minimum(places, n - 1)], (places < bounds[1:, None]).astype(jnp.float32)
 
 

@@ -76,7 +76,7 @@ def test_minibatches_divide_what_is_filled(filled, count):
     chosen = np.asarray(indices)[np.asarray(counted) > 0]
     assert sorted(chosen) == np.flatnonzero(there).tolist()
     sizes = np.asarray(counted).sum(axis=1)
-    assert sizes.max(initial=0) - sizes.min(initial=0) <= 1 and len(sizes) == count
+    assert sizes.max() - sizes.min() <= 1 and len(sizes) == count
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_the_learner_sees_the_last_batches_the_newest_first(core):
     found = steps(task, method, start, 4)
     rewards = [np.asarray(fresh.reward) for _, fresh, _ in found]
     expected = [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 2, 1)]  # while the buffer fills, what is there stands for what is missing
-    for (state, _, (memory, rollout, _)), batches in zip(found, expected, strict=True):
+    for (_, _, (memory, rollout, _)), batches in zip(found, expected, strict=True):
         np.testing.assert_array_equal(rollout.reward, np.concatenate([rewards[k] for k in batches], axis=1))
         starts = [found[k][0].acting.memory for k in batches]
         for got, *parts_ in zip(jax.tree.leaves(memory), *map(jax.tree.leaves, starts), strict=True):
@@ -180,7 +180,7 @@ def test_a_tight_limit_stops_the_behaviour_early():
     for limit in (1e-9, 10.0):
         task, method, state = started(**{"behaviour.adaptation.target_kl": limit})
         rollout = method.collect(task.env, state, jax.random.key(1))[1]
-            data = seen(method, state, (), rollout.observation, rollout.start, rollout.raw_action)
+        data = seen(method, state, (), rollout.observation, rollout.start, rollout.raw_action)
         adapted = method.behaviour.adaptation(method, state.learner.actor, data, jnp.ones(24), jax.random.key(2))
         differences = jax.tree.map(lambda x, y: jnp.abs(x - y).max(), adapted, state.learner.actor)
         moved.append(max(float(x) for x in jax.tree.leaves(differences)))

@@ -27,8 +27,11 @@ SMALL = {"num_envs": 4, "num_steps": 8, "epochs": 2, "minibatches": 2, "network.
 LENGTH, NOTES = 4, 2  # of the cue task, and values of a tabular note
 
 
-def estimates(logits):
-    """The probability, return and score of every course of the cue task: bits x actions and notes; logits (shown and note, action and note)."""
+def estimates(logits, worth=(1.0, 1.0)):
+    """The probability, return and score of every course of the cue task, where a bit that is answered right is worth so much.
+
+    The logits are (shown and note, action and note).
+    """
     log_policy = np.asarray(jax.nn.log_softmax(logits))
     rows, columns = log_policy.shape
     for bit, *choices in itertools.product(range(2), *[range(columns)] * LENGTH):
@@ -38,7 +41,7 @@ def estimates(logits):
             log_prob += log_policy[row, choice]
             score[row] += np.eye(columns)[choice] - np.exp(log_policy[row])
             action, note = divmod(choice, NOTES)
-        yield np.exp(log_prob), float(action == bit), score
+        yield np.exp(log_prob), worth[bit] * (action == bit), score
 
 
 def test_the_expected_estimate_is_the_gradient_of_the_return():
@@ -59,7 +62,7 @@ def test_notes_that_nobody_reads_have_no_gradient():
         blind = jnp.repeat(jax.random.normal(k_action, (3, 2)), NOTES, axis=0)  # (shown and note, action), the same for every note
         note = jax.random.normal(k_note, (3 * NOTES, NOTES))
         logits = (blind[:, :, None] + note[:, None, :]).reshape(3 * NOTES, 2 * NOTES)
-        found = sum(p * earned * score for p, earned, score in estimates(logits)).reshape(3 * NOTES, 2, NOTES)
+        found = sum(p * earned * score for p, earned, score in estimates(logits, worth=(1.0, 3.0))).reshape(3 * NOTES, 2, NOTES)
         np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-12)  # of the note's head
         assert np.abs(found.sum(axis=2)).max() > 1e-3  # of the action's
 
