@@ -13,6 +13,7 @@ usage: polopt COMMAND ...
 Learn policies, and see how good they are.
 
   train METHOD --env ENV      train a method on an environment
+  train METHOD --data DATA    train a method from logged data
   resume DIR                  go on with a run that was stopped
   evaluate DIR                evaluate a run's policies on fresh episodes, or film one
   compare DIR... | METHOD...  compare runs, or methods on one environment
@@ -89,12 +90,16 @@ def _is_ours(error: Exception) -> bool:
 
 @dataclasses.dataclass
 class TrainOptions:
-    """Train a method on an environment."""
+    """Train a method on an environment, or from data."""
 
-    env: str
+    env: str | None = None
     """CartPole-v1 (gymnax first), gym:HalfCheetah-v5, envpool:ID, package.module:Name or file.py:Name"""
+    data: str | None = None
+    """for methods that learn from data: FILE.npz, .hdf5 or .parquet, a Minari or LeRobot folder, or minari:ID"""
+    evaluate_on: str | None = None
+    """the environment in which what was learnt from data is evaluated"""
     steps: int = 500_000
-    """environment steps a seed, all copies counted"""
+    """environment steps a seed, all copies counted; updates where data are given"""
     seeds: int = 1
     """how many seeds; seed 0, 1, ..."""
     out: str | None = None
@@ -130,7 +135,7 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
 
     registry.find(method)
     env = _value_of(argv, "--env")
-    defaults = _defaults(method, env)
+    defaults = _defaults(method, env)  # those of methods that learn from data are general
     known = parts.fields(defaults)
     hints = parts.field_types(defaults)
     help_texts = parts.field_help(defaults)
@@ -206,12 +211,15 @@ def _print_final(run) -> None:
 
     final = json.loads((run.directory / "evaluation.json").read_text())
     config = run.config
-    for which in ("last", "best"):
+    if not final:
+        print("Nothing was evaluated: no environment was given. Evaluate with: polopt evaluate " + f"{run.directory} --env ENV")
+    for which in final:
         s = final[which]
         print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
     for seed, why in run.status["stopped"].items():
         print(f"seed {seed} stopped: {why}")
-    print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
+    if final:
+        print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
     print(f"run:    {run.directory}\nreport: {run.directory / 'report.html'}\ncurve:  {run.directory / 'curve.png'}")
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from polopt.core import spaces
 from polopt.core.networks import Feedforward
+from polopt.data.dataset import Dataset
 from polopt.objectives import values
 from polopt.optim.adam import Adam
 
@@ -30,10 +31,11 @@ class ActorCritic(eqx.Module):
 
 
 def needs_box(env) -> str | None:
-    """Why a rule of continuous actions cannot learn in an environment; None when it can."""
+    """Why a rule of continuous actions cannot learn in an environment or from a dataset; None when it can."""
     if isinstance(env.action_space, spaces.Box):
         return None
-    return f"takes actions of a box, but {env.name} has {env.action_space}. Take dqn or ppo"
+    others = "bc, iql or cql" if isinstance(env, Dataset) else "dqn or ppo"
+    return f"takes actions of a box, but {env.name} has {env.action_space}. Take {others}"
 
 
 def descend(step, gradient, optimisers: dict, name: str, params, progress):
