@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -92,7 +93,9 @@ def write(dataset: Dataset, name: str) -> None:
     both = {"observation_space": to_gymnasium(dataset.observation_space), "action_space": to_gymnasium(dataset.action_space)}
     reference = dict(zip(("ref_min_score", "ref_max_score"), dataset.reference or ()))
     try:
-        minari.create_dataset_from_buffers(name, buffers, **both, **reference)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of authors and links that nobody has given
+            minari.create_dataset_from_buffers(name, buffers, description=dataset.name, **both, **reference)
     except ValueError as error:
         raise DataError(f"The Minari dataset {name} cannot be written ({str(error).rstrip('.')}).") from error
 

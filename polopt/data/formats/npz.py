@@ -22,7 +22,7 @@ from polopt.data.layout import NEEDED, find_columns
 def read(path: Path, columns: dict[str, str] | None) -> tuple[dict, dict]:
     """(columns by our names, what the file says of the spaces)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # opened here, so that it is closed whatever is wrong with it
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         if "pickle" in str(error):
