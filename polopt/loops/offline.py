@@ -131,4 +131,6 @@ class Offline:
     def sample(self, ring: Ring, action_space, key) -> Transitions:
         """A minibatch with actions as learners see them."""
         batch = Replay(1, self.rewards.n_step).sample(ring, key, self.batch_size, self.rule.discount)
-        return batch._replace(action=to_unit(action_space, batch.action)) if isinstance(action_space, spaces.Box) else batch
+        if not isinstance(action_space, spaces.Box):
+            return batch
+        return batch._replace(action=jax.vmap(lambda action: to_unit(action_space, action))(batch.action))

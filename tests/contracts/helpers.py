@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from polopt.core import parts
+from polopt.data.dataset import DataTask
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.methods import registry
+from polopt.run.collect import collect
 
 SMALL = {
     "num_envs": 4,
@@ -51,17 +53,33 @@ def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
 
 
 @functools.cache
+def logged(env: str, steps: int = 320) -> DataTask:
+    """What random actions in an environment have left."""
+    return DataTask(collect("random", env, steps=96).on_device(), steps, make(env))
+
+
+def learns_from_data(name: str) -> bool:
+    return registry.load(name)(None).takes is DataTask
+
+
+def task_of(name: str, env: str):
+    """An environment, or data from it, as a method takes."""
+    return logged(env) if learns_from_data(name) else task(env)
+
+
+@functools.cache
 def suits(name: str, env: str) -> bool:
-    """Whether a method takes an environment."""
-    return registry.load(name)(task(env)).refuse(task(env)) is None
+    """Whether a method takes an environment, or data from it."""
+    on = task_of(name, env)
+    return registry.load(name)(on).refuse(on) is None
 
 
-def home(name: str, probe: str = "action") -> ControlTask:
+def home(name: str, probe: str = "action"):
     """A probe in the form that a method takes: the discrete one if it can."""
-    return task(f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
+    return task_of(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
 
-def small(name: str, on: ControlTask, **changes):
+def small(name: str, on, **changes):
     """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
@@ -73,7 +91,7 @@ def small(name: str, on: ControlTask, **changes):
 _compiled: dict = {}
 
 
-def run(method, on: ControlTask, seed: int = 0, iterations: int = 3):
+def run(method, on, seed: int = 0, iterations: int = 3):
     """The state after some iterations. One compilation serves every seed, length and value of the float fields."""
     key = (id(on), jax.tree.structure(method))
     if key not in _compiled:

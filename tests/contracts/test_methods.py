@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from polopt.core import parts
+from polopt.data import files
 from polopt.interop.export import export
+from polopt.loops.offline import Unused
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
-from tests.contracts.helpers import AT_MOST, NAMES, SMALL, alike, arrays, equal, home, run, small, suits, task
+from tests.contracts.helpers import AT_MOST, NAMES, SMALL, alike, arrays, equal, home, learns_from_data, logged, run, small, suits, task, task_of
 
 every_method = pytest.mark.parametrize("name", NAMES)
 every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
@@ -46,7 +48,9 @@ def test_seeds_together_equal_one_at_a_time(name):
 @every_machine
 def test_jit_changes_nothing(name):
     on = home(name)
-    method = small(name, on, num_steps=2, num_envs=2)
+    method = small(name, on)
+    short = {"num_steps": 2, "num_envs": 2, "updates": 1}
+    method = parts.replace(method, {field: size for field, size in short.items() if field in parts.fields(method)})
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):
@@ -55,10 +59,13 @@ def test_jit_changes_nothing(name):
 
 @every_machine
 def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
-    env, steps = home(name).env.name, 320
-    sizes = _sizes(name, env)
+    on, steps = home(name), 320
+    sizes = _sizes(name, on.env.name)
+    given = {"env": on.env.name}
+    if learns_from_data(name):
+        given = {"data": str(files.write(on.dataset, tmp_path / "data.npz")), "evaluate_on": on.env.name}
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
-    whole = fit(name, env, out=tmp_path / "whole", **options, **sizes)
+    whole = fit(name, out=tmp_path / "whole", **given, **options, **sizes)
     cut = tmp_path / "cut"
     code = (
         "import os, signal, polopt\n"
@@ -69,7 +76,7 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
         "training.Training._advance = stop_after_three\n"
-        f"run = polopt.fit({name!r}, {env!r}, out={str(cut)!r}, **{options!r}, **{sizes!r})\n"
+        f"run = polopt.fit({name!r}, out={str(cut)!r}, **{given!r}, **{options!r}, **{sizes!r})\n"
         "assert run.status['state'] == 'interrupted', run.status\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -80,8 +87,8 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
 
 
 def _sizes(name, env):
-    method = small(name, task(env))
-    plain = parts.fields(registry.load(name)(task(env)))
+    method = small(name, task_of(name, env))
+    plain = parts.fields(registry.load(name)(task_of(name, env)))
     return {k.replace(".", "__"): v for k, v in parts.fields(method).items() if v != plain[k]}
 
 
@@ -95,6 +102,8 @@ def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
     cut, ends = home(name, "truncation"), home(name, "termination")
     method = small(name, cut)
+    if isinstance(getattr(method, "rewards", None), Unused):
+        pytest.skip("it learns from no reward, so that no end matters to it")
     a, b = run(method, cut, iterations=2), run(method, ends, iterations=2)
     assert not equal(method.policy(a), method.policy(b)) or not equal(_learnt(a), _learnt(b))
 
@@ -105,19 +114,30 @@ def _learnt(state):
 
 @pytest.mark.parametrize("name, env", [(name, env) for name in NAMES for env in ("probe:action", "probe:action-continuous") if suits(name, env)])
 def test_export_agrees_with_the_policy(name, env, tmp_path):
-    method = small(name, task(env))
-    result = export(method.policy(run(method, task(env), iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
+    on = task_of(name, env)
+    method = small(name, on)
+    result = export(method.policy(run(method, on, iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
     assert result.largest_difference <= 1e-5
 
 
 @every_method
 def test_a_wrong_task_is_refused(name):
     @dataclasses.dataclass
-    class Dataset:
-        """Not an environment."""
+    class Something:
+        """Neither an environment nor data."""
 
-    with pytest.raises(RunError, match=r"needs an environment.*Dataset"):
-        compose(name, Dataset(), {})
+    needed = "a dataset" if learns_from_data(name) else "an environment"
+    with pytest.raises(RunError, match=rf"needs {needed}.*Something.$"):
+        compose(name, Something(), {})
+
+
+@every_method
+def test_the_other_kind_of_task_is_refused_with_methods_that_fit(name):
+    other = task() if learns_from_data(name) else logged("probe:action")
+    with pytest.raises(RunError, match=r"needs .*, but was given \w+Task\. Methods that take it: \w+, \w+") as error:
+        compose(name, other, {})
+    first = str(error.value).rpartition("it: ")[2].split(",")[0]
+    assert compose(first, other, {}).refuse(other) is None
 
 
 @every_method
@@ -133,10 +153,11 @@ def test_every_field_changes_the_computation(name):
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
     found = []
-    for env in ("probe:credit", "probe:action-continuous"):
+    several_steps = ("probe:truncation-continuous",) if learns_from_data(name) else ()  # so that a value is taken of a next state
+    for env in ("probe:credit", "probe:action-continuous", *several_steps):
         if not suits(name, env):
             continue
-        on = task(env)
+        on = task_of(name, env)
         steps = "improver.step.learning_rate" in parts.fields(small(name, on))
         large = {"improver__step__learning_rate": 0.1} if steps else {}  # so that what bounds a step binds
         found.append((on, small(name, on, **large)))
@@ -146,6 +167,8 @@ def _contexts(name):
         found.append((on, parts.replace(method, {"network.core": "gru", "critic_network.core": "lstm"})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
+    if {"rule.beta", "rule.clip"} <= set(known):
+        found += [(on, parts.replace(method, {"rule.beta": 20.0, "rule.clip": 1.0})) for on, method in found]  # so that the largest weight binds
     if "replay.prioritised" in known:
         found.append((on, parts.replace(method, {"replay.prioritised": True})))
     return found
