@@ -73,7 +73,7 @@ class Dataset(eqx.Module):
     def score(self, returns):
         """100 (return - random) / (expert - random), D4RL's normalised score."""
         if self.reference is None:
-            raise DataError(f"{self.name} carries no reference returns, so that no score can be normalised; give them with reference=(random, expert).")
+            raise DataError(f"{self.name} carries no reference returns, by which a score is normalised; give them with reference=(random, expert).")
         low, high = self.reference
         return 100 * (np.asarray(returns) - low) / (high - low)
 
@@ -115,11 +115,6 @@ class DataTask(eqx.Module):
     dataset: Dataset
     steps: int = eqx.field(static=True)
     env: Any = None
-
-    @property
-    def host(self) -> bool:
-        """Nothing is learnt on the host, whatever is evaluated there."""
-        return False
 
 
 def concatenated(datasets: list[Dataset], name: str) -> Dataset:

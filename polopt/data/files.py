@@ -25,9 +25,9 @@ def read(
 ) -> Dataset:
     """The dataset at a path; DataError says in one sentence what is wrong and where.
 
-    columns:             which column of the file holds our `observation`, `action`, `reward`, `next_observation`, `terminated`, `truncated`, `episode`.
+    columns:   which column of the file holds our observation, action, reward, next_observation, terminated, truncated or episode.
     observation_space, action_space: instead of what the file says, or does not say.
-    reference:           mean returns of a random policy and of an expert.
+    reference: mean returns of a random policy and of an expert.
     """
     name = os.fspath(path)
     place = Path(name)

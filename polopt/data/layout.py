@@ -191,7 +191,7 @@ def _fit(where: _Where, name: str, space: spaces.Space, column):
     if shape != space.shape and array[0].size == int(np.prod(space.shape)) and len(shape) <= 1 and len(space.shape) <= 1:
         array = array.reshape(len(array), *space.shape)  # (n,) for (n, 1) and back
     if array.shape[1:] != space.shape:
-        raise DataError(f"In {where.source}, the {name} of a step has the shape {shape}, but the space says {space.shape}: is it of another environment?")
+        raise DataError(f"In {where.source}, the {name} of a step has the shape {shape}, but the space says {space.shape}. Is it of another one?")
     _finite(where, name, array)
     if not isinstance(space, spaces.Box) and array.dtype.kind == "f":
         part = np.flatnonzero((array % 1 != 0).reshape(len(array), -1).any(axis=1))

@@ -12,8 +12,3 @@ class ControlTask:
 
     env: Environment
     steps: int
-
-    @property
-    def host(self) -> bool:
-        """Whether learning calls a simulator on the host, so that seeds cannot be vmapped and no checkpoint holds an episode in progress."""
-        return self.env.host

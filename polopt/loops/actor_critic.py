@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from polopt.core import spaces
 from polopt.core.networks import Feedforward
-from polopt.data.dataset import Dataset
 from polopt.objectives import values
 from polopt.optim.adam import Adam
 
@@ -34,7 +33,7 @@ def needs_box(env) -> str | None:
     """Why a rule of continuous actions cannot learn in an environment or from a dataset; None when it can."""
     if isinstance(env.action_space, spaces.Box):
         return None
-    others = "bc, iql or cql" if isinstance(env, Dataset) else "dqn or ppo"
+    others = "dqn or ppo" if hasattr(env, "reset") else "bc, iql or cql"  # a dataset has spaces and a name, but nothing to act in
     return f"takes actions of a box, but {env.name} has {env.action_space}. Take {others}"
 
 

@@ -354,7 +354,7 @@ def _evaluated_on(env, data, evaluate_on):
     if env is None and data is None:
         raise RunError("There is nothing to learn from: give an environment (--env CartPole-v1), or data (--data FILE) for a method that takes them.")
     if env is not None and data is not None:
-        raise RunError("An environment and data are given, but a method learns from one of them. Name the environment to evaluate in with --evaluate-on.")
+        raise RunError("An environment and data are given, but a method learns from one of them. Name the one to evaluate in with --evaluate-on.")
     if data is None and evaluate_on is not None:
         raise RunError("evaluate_on is for methods that learn from data; a method that learns in an environment is evaluated there.")
     chosen = env if data is None else evaluate_on
@@ -450,7 +450,7 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     config = run.config
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
-    evaluation_env = make(config["env"]) if task.host and config["named_env"] else task.env
+    evaluation_env = make(config["env"]) if not isinstance(task, DataTask) and task.env.host and config["named_env"] else task.env
     title = records.title(config)
     total = plan.iterations * method.steps_per_iteration
     training = None

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.data.dataset import DataTask
 from polopt.envs.errors import ActionError
 from polopt.envs.host import clear_errors
 from polopt.envs.task import ControlTask
@@ -60,7 +61,7 @@ class Seeds:
     """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
 
     def __init__(self, task, count: int):
-        self.task, self.count, self.together = task, count, not task.host
+        self.task, self.count, self.together = task, count, isinstance(task, DataTask) or not task.env.host
 
     def task_of(self, slot: int):
         """The task with the host environment of this slot; a JAX environment has none."""

@@ -81,7 +81,7 @@ def test_d4rl_without_successors_leaves_out_the_last_row_of_a_cut_episode(tmp_pa
 
     given = columns()
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
-        for theirs, ours in (("observations", "observation"), ("actions", "action"), ("rewards", "reward"), ("terminals", "terminated"), ("timeouts", "truncated")):
+        for theirs, ours in zip(("observations", "actions", "rewards", "terminals", "timeouts"), ("observation", "action", "reward", "terminated", "truncated")):
             file[theirs] = given[ours]
         file["infos/qpos"] = np.zeros((12, 2))
     read = files.read(tmp_path / "a.hdf5")
@@ -142,7 +142,10 @@ WRONG = {
     "rows": ({"reward": np.zeros(11)}, r"reward has 11 rows, but observation has 12; .*cut off"),
     "shape": ({"observation": np.zeros((12, 4))}, r"the observation of a step has the shape \(4,\), but the space says \(3,\)"),
     "nan": ({"reward": np.where(np.arange(12) == 7, np.nan, 0)}, r"In made, episode 1, step 2, the reward is not finite"),
-    "outside": ({"action": np.where(np.arange(24).reshape(12, 2) == 12, 3.0, 0)}, r"episode 1, step 1, the action is \[3. 0.\], outside the box from -1 to 1 \(1 such"),
+    "outside": (
+        {"action": np.where(np.arange(24).reshape(12, 2) == 12, 3.0, 0)},
+        r"episode 1, step 1, the action is \[3. 0.\], outside the box from -1 to 1 \(1 such",
+    ),
     "endless": ({"terminated": np.zeros(12, bool), "truncated": np.zeros(12, bool)}, r"no episode ends: .* in 12 steps.*--columns"),
     "flags": ({"terminated": np.full(12, 0.5)}, r"terminated must be one flag a step"),
     "text": ({"reward": np.array(["a"] * 12)}, r"the reward holds <U1 rather than numbers"),

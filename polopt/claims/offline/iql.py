@@ -67,7 +67,7 @@ CLAIM = Claim(
     statement="On a log of uniformly random moves, an upper expectile of the logged values does dynamic programming over many steps and comes near "
     "to the optimum, which neither the mean (one step of improvement) nor cloning does.",
     baseline="the same with tau = .5, and behavioural cloning",
-    task="8x8 grid split by a wall with two gaps, corner to corner, discount .95, deterministic moves; 3000 transitions of uniform states and actions, "
+    task="8x8 grid split by a wall with two gaps, corner to corner, discount .95, no slips; 3000 transitions of uniform states and actions, "
     "tabular fixed points, policy extracted with beta = 100",
     run=run,
     checks=(

@@ -85,17 +85,18 @@ def write(dataset: Dataset, name: str) -> None:
     minari = common.need("minari", f"Writing {name}")
     buffers = []
     for start, end, *_ in zip(*dataset.episodes()):
-        piece = lambda tree, s=slice(start, end): jax.tree.map(lambda x: np.asarray(x)[s], tree)  # noqa: E731
-        observations = jax.tree.map(lambda x, y: np.concatenate([x, y[-1:]]), piece(dataset.observation), piece(dataset.next_observation))
-        arrays = [piece(x) for x in (dataset.action, dataset.reward, dataset.terminated, dataset.truncated)]
+        rows = slice(start, end)
+        both = dataset.observation, dataset.next_observation
+        observations = jax.tree.map(lambda x, y, s=rows: np.concatenate([np.asarray(x)[s], np.asarray(y)[s][-1:]]), *both)
+        arrays = [np.asarray(x)[rows] for x in (dataset.action, dataset.reward, dataset.terminated, dataset.truncated)]
         names = ("actions", "rewards", "terminations", "truncations")
         buffers.append(minari.data_collector.EpisodeBuffer(observations=observations, **dict(zip(names, arrays))))
-    both = {"observation_space": to_gymnasium(dataset.observation_space), "action_space": to_gymnasium(dataset.action_space)}
+    described = {"observation_space": to_gymnasium(dataset.observation_space), "action_space": to_gymnasium(dataset.action_space)}
     reference = dict(zip(("ref_min_score", "ref_max_score"), dataset.reference or ()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of authors and links that nobody has given
-            minari.create_dataset_from_buffers(name, buffers, description=dataset.name, **both, **reference)
+            minari.create_dataset_from_buffers(name, buffers, description=dataset.name, **described, **reference)
     except ValueError as error:
         raise DataError(f"The Minari dataset {name} cannot be written ({str(error).rstrip('.')}).") from error
 

@@ -26,7 +26,7 @@ def read(path: Path, columns: dict[str, str] | None) -> tuple[dict, dict]:
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         if "pickle" in str(error):
-            raise DataError(f"{path} holds Python objects, such as rows of different shapes, rather than arrays of numbers; write plain arrays.") from error
+            raise DataError(f"{path} holds Python objects, such as rows of different shapes, rather than numbers; write plain arrays.") from error
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path} is cut off or damaged ({reason}); copy or download it again.") from error
     if "polopt" in arrays and not columns:

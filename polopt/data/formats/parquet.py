@@ -53,7 +53,7 @@ def _read_lerobot(path: Path, columns) -> tuple[dict, dict]:
     info = json.loads((path / "meta" / "info.json").read_text())
     version = str(info.get("codebase_version", ""))
     if not version.startswith(LEROBOT):
-        raise DataError(f"{path} is a LeRobot dataset of version {version or 'unknown'}, but {LEROBOT}.0 is read; convert it with LeRobot's own tool.")
+        raise DataError(f"{path} is a LeRobot dataset of version {version or 'unknown'}, but {LEROBOT}.0 is read; convert it by LeRobot's tool.")
     files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
     if not files:
         raise DataError(f"{path} has no data/chunk-*/file-*.parquet; download the dataset whole.")

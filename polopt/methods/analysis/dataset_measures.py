@@ -1,6 +1,6 @@
 """A Dataset Perspective on Offline Reinforcement Learning.
 
-Kajetan Schweighofer, Andreas Radler, Marius-Constantin Dinu, Markus Hofmarcher, Vihang Patil, Angela Bitto-Nemling, Hamid Eghbal-zadeh, Sepp Hochreiter. 2022. arXiv:2111.04714
+Kajetan Schweighofer, Andreas Radler, Marius-Constantin Dinu, Markus Hofmarcher, Vihang Patil, Angela Bitto-Nemling, et al. 2022. arXiv:2111.04714
 
 Two numbers of a dataset foretell which offline method will work on it: how much of the state-action space it covers, and how good its
 trajectories are. Cloning follows the quality, unconstrained Q-learning the coverage, constrained methods want enough of either.
@@ -64,8 +64,8 @@ def digitised(dataset: Dataset, bounds: Grid, bins: int = BINS) -> np.ndarray:
 
 def _whole(dataset: Dataset) -> np.ndarray:
     """(size,): which numbers are whole by their space."""
-    found = [np.full(np.asarray(x).reshape(len(x), -1).shape[1], np.asarray(x).dtype.kind in "biu") for x in jax.tree.leaves((dataset.observation, dataset.action))]
-    return np.concatenate(found)
+    arrays = [np.asarray(x) for x in jax.tree.leaves((dataset.observation, dataset.action))]
+    return np.concatenate([np.full(x.reshape(len(x), -1).shape[1], x.dtype.kind in "biu") for x in arrays])
 
 
 def unique_pairs(rows: np.ndarray) -> float:
