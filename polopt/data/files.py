@@ -55,12 +55,18 @@ def read(
 def write(dataset: Dataset, path: str | os.PathLike) -> Path | str:
     """Write a dataset in the format that the path's ending, or `minari:`, names."""
     name = os.fspath(path)
+    writable(name)
     if name.startswith("minari:"):
         minari.write(dataset, name.removeprefix("minari:"))
         return name
     place = Path(name)
-    if place.suffix not in BY_SUFFIX:
-        raise DataError(f"There is no format for {name!r}; give a name that ends in {', '.join(BY_SUFFIX)}, or minari:ID.")
     place.parent.mkdir(parents=True, exist_ok=True)
     BY_SUFFIX[place.suffix].write(dataset, place)
     return place
+
+
+def writable(path: str | os.PathLike) -> None:
+    """DataError where `write` knows no format for a name: asked before the work."""
+    name = os.fspath(path)
+    if not name.startswith("minari:") and Path(name).suffix not in BY_SUFFIX:
+        raise DataError(f"There is no format for {name!r}; give a name that ends in {', '.join(BY_SUFFIX)}, or minari:ID.")

@@ -81,7 +81,8 @@ def test_d4rl_without_successors_leaves_out_the_last_row_of_a_cut_episode(tmp_pa
 
     given = columns()
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
-        for theirs, ours in zip(("observations", "actions", "rewards", "terminals", "timeouts"), ("observation", "action", "reward", "terminated", "truncated")):
+        names = ("observation", "action", "reward", "terminated", "truncated")
+        for theirs, ours in zip(("observations", "actions", "rewards", "terminals", "timeouts"), names):
             file[theirs] = given[ours]
         file["infos/qpos"] = np.zeros((12, 2))
     read = files.read(tmp_path / "a.hdf5")
