@@ -167,8 +167,9 @@ def _contexts(name):
         found.append((on, parts.replace(method, {"network.core": "gru", "critic_network.core": "lstm"})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
-    if {"rule.beta", "rule.clip"} <= set(known):
-        found += [(on, parts.replace(method, {"rule.beta": 20.0, "rule.clip": 1.0})) for on, method in found]  # so that the largest weight binds
+    if "rule.clip" in known:  # of weights that grow with the advantage: so that the largest one binds
+        steep = {"rule.beta": 20.0} if "rule.beta" in known else {"rule.temperature": 0.05}
+        found += [(on, parts.replace(method, {**steep, "rule.clip": 1.0})) for on, method in found]
     if "replay.prioritised" in known:
         found.append((on, parts.replace(method, {"replay.prioritised": True})))
     return found
