@@ -22,7 +22,7 @@ CLAIM = Claim(
     task=SETTING,
     run=run,
     checks=(
-        Check(FINAL_RETURN, "BC from expert data", over="who made the expert data", above=-40),
+        Check(FINAL_RETURN, "BC from expert data", over="who made the expert data", above=-150),
         Check(FINAL_RETURN, "BC from mixed data", over="who made the mixed data", below=50),
         Check(FINAL_RETURN, "BC from mixed data", over="BC from expert data", below=-300),
     ),
