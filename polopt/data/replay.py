@@ -20,6 +20,7 @@ class Steps(NamedTuple):
     next_observation: Any  # the true successor, also at an end
     terminated: jax.Array
     ended: jax.Array
+    cost: jax.Array | None = None  # (steps, envs, costs), where steps bear any
 
 
 class Transitions(NamedTuple):
@@ -29,6 +30,7 @@ class Transitions(NamedTuple):
     discount: gamma to the number of those steps, what multiplies the value of `next_observation`; 0 where the episode terminated.
     weight:   of each transition in the loss; 1 where drawn uniformly.
     index:    where it lies in the ring, (n, 2) as (time, env).
+    cost:     (n, costs) summed as the reward, None where steps bear none.
     """
 
     observation: Any
@@ -38,6 +40,7 @@ class Transitions(NamedTuple):
     next_observation: Any
     weight: jax.Array
     index: jax.Array
+    cost: jax.Array | None = None
 
 
 class Ring(eqx.Module):
@@ -82,6 +85,10 @@ class Replay:
             priority = write(priority, jnp.full(block.reward.shape, largest))
         return Ring(jax.tree.map(write, ring.steps, block), (ring.position + size) % length, jnp.minimum(ring.filled + size, length), priority)
 
+    def cut(self, ring: Ring) -> Ring:
+        """The ring with its newest row marked as an end, so that no return over several steps runs into what is added next."""
+        return eqx.tree_at(lambda r: r.steps.ended, ring, ring.steps.ended.at[ring.position - 1].set(True))
+
     def sample(self, ring: Ring, key, n: int, discount) -> Transitions:
         """`n` transitions with replacement. Rows too new to have n steps after them are not drawn."""
         length, envs = ring.steps.reward.shape
@@ -105,20 +112,22 @@ class Replay:
     def _transitions(self, ring: Ring, time, env, weight, discount) -> Transitions:
         length = ring.steps.reward.shape[0]
         take = lambda x, t: x[t % length, env]  # noqa: E731
-        reward, going, last = jnp.zeros(time.shape), jnp.ones(time.shape), time
+        earned, going, last = (ring.steps.reward[..., None], ring.steps.cost), jnp.ones(time.shape), time
+        sums = jax.tree.map(lambda x: jnp.zeros((*time.shape, x.shape[-1])), earned)
         for k in range(self.n_step):
-            reward = reward + going * discount**k * take(ring.steps.reward, time + k)
+            sums = jax.tree.map(lambda total, x: total + (going * discount**k)[:, None] * take(x, time + k), sums, earned)  # noqa: B023
             last = jnp.where(going > 0, time + k, last)
             going = going * (1 - take(ring.steps.ended, time + k))
         steps = last - time + 1
         return Transitions(
             observation=jax.tree.map(lambda x: take(x, time), ring.steps.observation),
             action=jax.tree.map(lambda x: take(x, time), ring.steps.action),
-            reward=reward,
+            reward=sums[0][:, 0],
             discount=discount**steps * (1 - take(ring.steps.terminated, last)),
             next_observation=jax.tree.map(lambda x: take(x, last), ring.steps.next_observation),
             weight=weight,
             index=jnp.stack([time, env], axis=1),
+            cost=sums[1],
         )
 
     def judged(self, ring: Ring, index, error) -> Ring:

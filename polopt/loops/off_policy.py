@@ -19,6 +19,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.replay import Replay, Ring, Steps, Transitions
 from polopt.envs.task import ControlTask
 from polopt.loops.exploration import Exploration
+from polopt.loops.layout import flat
 from polopt.policies.actor import Normaliser
 
 
@@ -80,8 +81,9 @@ class OffPolicy:
     num_steps: int = hyper(1, at_least=1)  # steps each copy acts in an iteration
     updates: int = hyper(1, at_least=1)  # updates after these steps
     batch_size: int = hyper(256, at_least=1)  # transitions an update learns from
-    warmup: int = hyper(10_000, at_least=1)  # transitions from random actions before learning begins
-    reward_scale: float = hyper(1.0, above=0)  # what rewards are multiplied by before they are learnt from
+    warmup: int = hyper(10_000, at_least=1)  # transitions before learning begins
+    warmup_actions: str = hyper("random", choices=("random", "policy"))  # until then
+    reward_scale: float = hyper(1.0, above=0)  # what rewards and costs are multiplied by before they are learnt from
     normalise_observations: bool = False  # running mean and variance of observations
 
     # -- the protocol of methods ---------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ class OffPolicy:
         key, k_collect, k_learn = jax.random.split(state.key, 3)
         acting, steps, episodes = self.collect(task, state, k_collect)
         ring = self.replay.add(state.ring, steps)
-        normaliser = state.normaliser.update(jax.tree.map(_flat, steps.observation))
+        normaliser = state.normaliser.update(jax.tree.map(flat, steps.observation))
         ready = (state.iteration + 1) * self.steps_per_iteration >= self.warmup
         learner, priority, metrics = self.learn(state.learner, ring, normaliser, ready, self._progress(task, state), k_learn)
         ring = eqx.tree_at(lambda r: r.priority, ring, priority) if self.replay.prioritised else ring
@@ -137,9 +139,7 @@ class OffPolicy:
     def refresh(self, task: ControlTask, state: State) -> State:
         """The state with new episodes begun from its own key: what follows a checkpoint where environments live on the host."""
         key, k_env = jax.random.split(state.key)
-        cut = state.ring.steps.ended.at[state.ring.position - 1].set(True)  # so that no n-step return runs into the new episodes
-        ring = eqx.tree_at(lambda r: r.steps.ended, state.ring, cut)
-        return eqx.tree_at(lambda s: (s.acting, s.key, s.ring), state, (self._start_acting(task.env, k_env), key, ring))
+        return eqx.tree_at(lambda s: (s.acting, s.key, s.ring), state, (self._start_acting(task.env, k_env), key, self.replay.cut(state.ring)))
 
     # -- one iteration -------------------------------------------------------------------------------------------------
 
@@ -153,14 +153,15 @@ class OffPolicy:
         observation = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape[1:]), x.dtype), acting.observation)
         space = env.action_space
         action = jnp.zeros((*shape, *space.shape), jnp.float32 if isinstance(space, spaces.Box) else jnp.int32)
-        return Steps(observation, action, jnp.zeros(shape), observation, jnp.zeros(shape, bool), jnp.zeros(shape, bool))
+        cost = jnp.zeros((*shape, env.costs)) if env.costs else None
+        return Steps(observation, action, jnp.zeros(shape), observation, jnp.zeros(shape, bool), jnp.zeros(shape, bool), cost)
 
     def collect(self, task, state: State, key) -> tuple[Acting, Steps, dict[str, jax.Array]]:
         """Act for `num_steps` steps: where acting stands after it, the data, and sums over the episodes that ended."""
         env, space = task.env, task.env.action_space
         normalise = jax.vmap(state.normaliser)
         progress = self._progress(task, state)
-        random = state.iteration * self.steps_per_iteration < self.warmup
+        random = state.iteration * self.steps_per_iteration < (self.warmup if self.warmup_actions == "random" else 0)
 
         def act(acting: Acting, key):
             k_act, k_explore, k_random, k_env = jax.random.split(key, 4)
@@ -177,7 +178,8 @@ class OffPolicy:
                 "episode/length": jnp.sum(jnp.where(ended, length, 0.0)),
                 "episode/count": jnp.sum(ended).astype(jnp.float32),
             }
-            stored = Steps(acting.observation, action, after.reward, after.final_observation, after.terminated, ended)
+            cost = after.cost if env.costs else None
+            stored = Steps(acting.observation, action, after.reward, after.final_observation, after.terminated, ended, cost)
             going = Acting(env_state, after.observation, ended, memory, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0.0, length))
             return going, (stored, finished)
 
@@ -198,7 +200,8 @@ class OffPolicy:
             now = Ring(ring.steps, ring.position, ring.filled, priority)
             batch = self.replay.sample(now, k_sample, self.batch_size, self.rule.discount)
             observations = inputs(batch.observation), inputs(batch.next_observation)
-            batch = batch._replace(observation=observations[0], next_observation=observations[1], reward=batch.reward * self.reward_scale)
+            reward, cost = jax.tree.map(lambda x: x * self.reward_scale, (batch.reward, batch.cost))
+            batch = batch._replace(observation=observations[0], next_observation=observations[1], reward=reward, cost=cost)
             learner, error, metrics = self.rule.update(learner, batch, progress, k_update)
             return (learner, self.replay.judged(now, batch.index, error).priority), metrics
 
@@ -218,7 +221,3 @@ def _random(space, key, like):
     if isinstance(space, spaces.Box):
         return jax.random.uniform(key, like.shape, minval=-1.0)
     return jax.random.randint(key, like.shape, 0, space.n, like.dtype)
-
-
-def _flat(x):
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,19 +12,22 @@ from polopt.core import parts
 from polopt.data.dataset import DataTask
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
+from polopt.loops.episodes import Episodes
 from polopt.methods import registry
 from polopt.run.collect import collect
 
+# By the end of a field's dotted name.
 SMALL = {
     "num_envs": 4,
     "num_steps": 8,
+    "horizon": 8,
     "network.hidden": (8,),
     "critic_network.hidden": (8,),
     "network.core_size": 4,
-    "rule.network.hidden": (8,),
-    "rule.actor_network.hidden": (8,),
-    "rule.critic_network.hidden": (8,),
-    "rule.target_every": 2,
+    "actor_network.hidden": (8,),
+    "quantile_network.hidden": (8,),
+    "target_every": 2,
+    "ascent.utility.occupancy.count": 4,
     "replay.capacity": 64,
     "batch_size": 8,
     "warmup": 4,
@@ -37,8 +41,17 @@ AT_MOST = {
     "updates": 4,
     "rule.critics": 3,
     "rule.delay": 2,
+    "refresh_every": 2,
+    "preparation": 2,
+    "critic_steps": 2,
+    "quantiles": 4,
+    "samples": 4,
+    "cosines": 4,
 }
+OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
+WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)]
+COSTLY = Path(__file__).with_name("costly.py")
 
 
 def alike(name: str) -> bool:
@@ -53,7 +66,7 @@ def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
 
 
 @functools.cache
-def logged(env: str, steps: int = 320) -> DataTask:
+def logged(env: str = "probe:action", steps: int = 320) -> DataTask:
     """What random actions in an environment have left."""
     return DataTask(collect("random", env, steps=96).on_device(), steps, make(env))
 
@@ -62,29 +75,38 @@ def learns_from_data(name: str) -> bool:
     return registry.load(name)(None).takes is DataTask
 
 
-def task_of(name: str, env: str):
-    """An environment, or data from it, as a method takes."""
-    return logged(env) if learns_from_data(name) else task(env)
+@functools.cache
+def bearing(name: str, env: str) -> ControlTask | DataTask:
+    """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data."""
+    if learns_from_data(name):
+        return logged(env)
+    reason = registry.load(name)(task(env)).refuse(task(env)) or ""
+    return task(f"{COSTLY}:{env.removeprefix('probe:').replace('-', '_')}" if "costs" in reason else env)
 
 
 @functools.cache
 def suits(name: str, env: str) -> bool:
-    """Whether a method takes an environment, or data from it."""
-    on = task_of(name, env)
+    """Whether a method takes a probe."""
+    on = bearing(name, env)
     return registry.load(name)(on).refuse(on) is None
 
 
-def home(name: str, probe: str = "action"):
+def home(name: str, probe: str = "action") -> ControlTask | DataTask:
     """A probe in the form that a method takes: the discrete one if it can."""
-    return task_of(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
+    return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
 
-def small(name: str, on, **changes):
+def ending(known, end: str) -> list[str]:
+    """The fields that are called so, in whatever part they lie."""
+    return [field for field in known if field == end or field.endswith("." + end)]
+
+
+def small(name: str, on, sizes=SMALL, **changes):
     """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
-    sizes = {field: value for field, value in SMALL.items() if field in known}
-    sizes |= {field: min(value, known[field]) for field, value in AT_MOST.items() if field in known}
+    sizes = {field: value for end, value in sizes.items() for field in ending(known, end)}
+    sizes |= {field: min(value, known[field]) for end, value in AT_MOST.items() for field in ending(known, end)}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 import typing
@@ -14,12 +15,32 @@ import pytest
 
 from polopt.core import parts
 from polopt.data import files
+from polopt.envs.task import ControlTask
 from polopt.interop.export import export
 from polopt.loops.offline import Unused
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
-from tests.contracts.helpers import AT_MOST, NAMES, SMALL, alike, arrays, equal, home, learns_from_data, logged, run, small, suits, task, task_of
+from tests.contracts.cut import Cut
+from tests.contracts.helpers import (
+    AT_MOST,
+    NAMES,
+    OTHERS,
+    SMALL,
+    WHOLE_EPISODES,
+    alike,
+    arrays,
+    bearing,
+    ending,
+    equal,
+    home,
+    learns_from_data,
+    logged,
+    run,
+    small,
+    suits,
+    task,
+)
 
 every_method = pytest.mark.parametrize("name", NAMES)
 every_machine = pytest.mark.parametrize("name", [name for name in NAMES if not alike(name)])
@@ -48,9 +69,7 @@ def test_seeds_together_equal_one_at_a_time(name):
 @every_machine
 def test_jit_changes_nothing(name):
     on = home(name)
-    method = small(name, on)
-    short = {"num_steps": 2, "num_envs": 2, "updates": 1}
-    method = parts.replace(method, {field: size for field, size in short.items() if field in parts.fields(method)})
+    method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2} | ({"updates": 1} if learns_from_data(name) else {}))
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):
@@ -60,7 +79,7 @@ def test_jit_changes_nothing(name):
 @every_machine
 def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     on, steps = home(name), 320
-    sizes = _sizes(name, on.env.name)
+    sizes = _sizes(name, on)
     given = {"env": on.env.name}
     if learns_from_data(name):
         given = {"data": str(files.write(on.dataset, tmp_path / "data.npz")), "evaluate_on": on.env.name}
@@ -86,9 +105,9 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     assert (cut / "evaluation.json").read_text() == (tmp_path / "whole" / "evaluation.json").read_text()
 
 
-def _sizes(name, env):
-    method = small(name, task_of(name, env))
-    plain = parts.fields(registry.load(name)(task_of(name, env)))
+def _sizes(name, on):
+    method = small(name, on)
+    plain = parts.fields(registry.load(name)(on))
     return {k.replace(".", "__"): v for k, v in parts.fields(method).items() if v != plain[k]}
 
 
@@ -97,7 +116,7 @@ def _newest_digest(run_):
     return digest({"state": training.state, "best": training.best})
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES])
 def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates."""
     cut, ends = home(name, "truncation"), home(name, "termination")
@@ -108,13 +127,34 @@ def test_truncation_is_not_termination(name):
     assert not equal(method.policy(a), method.policy(b)) or not equal(_learnt(a), _learnt(b))
 
 
+@pytest.mark.parametrize("name", WHOLE_EPISODES)
+def test_an_episode_ends_where_it_is_cut(name):
+    """A method without values has nothing to go on with: return and score end with the episode, however it ends.
+
+    Nothing behind the cut matters, not even NaN. The last step before it does, and so does a step more.
+    """
+    cut = _cut()
+    method = small(name, cut)
+    learnt = run(method, cut)
+    assert all(np.isfinite(x).all() for x in arrays(method.policy(learnt)))
+    assert equal(run(method, _cut(behind=float("nan"))), learnt)
+    assert equal(run(method, _cut(terminates=True)), learnt)
+    assert not equal(run(method, _cut(last=0.25)), learnt)
+    assert not equal(run(method, _cut(length=4)), learnt)
+
+
+@functools.cache
+def _cut(**how) -> ControlTask:
+    return ControlTask(Cut(**how), 320)
+
+
 def _learnt(state):
     return getattr(state, "learner", state)
 
 
 @pytest.mark.parametrize("name, env", [(name, env) for name in NAMES for env in ("probe:action", "probe:action-continuous") if suits(name, env)])
 def test_export_agrees_with_the_policy(name, env, tmp_path):
-    on = task_of(name, env)
+    on = bearing(name, env)
     method = small(name, on)
     result = export(method.policy(run(method, on, iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
     assert result.largest_difference <= 1e-5
@@ -133,7 +173,7 @@ def test_a_wrong_task_is_refused(name):
 
 @every_method
 def test_the_other_kind_of_task_is_refused_with_methods_that_fit(name):
-    other = task() if learns_from_data(name) else logged("probe:action")
+    other = task() if learns_from_data(name) else logged()
     with pytest.raises(RunError, match=r"needs .*, but was given \w+Task\. Methods that take it: \w+, \w+") as error:
         compose(name, other, {})
     first = str(error.value).rpartition("it: ")[2].split(",")[0]
@@ -153,18 +193,20 @@ def test_every_field_changes_the_computation(name):
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
     found = []
-    several_steps = ("probe:truncation-continuous",) if learns_from_data(name) else ()  # so that a value is taken of a next state
-    for env in ("probe:credit", "probe:action-continuous", *several_steps):
-        if not suits(name, env):
-            continue
-        on = task_of(name, env)
-        steps = "improver.step.learning_rate" in parts.fields(small(name, on))
-        large = {"improver__step__learning_rate": 0.1} if steps else {}  # so that what bounds a step binds
-        found.append((on, small(name, on, **large)))
+    both = [env for env in ("probe:credit", "probe:action-continuous") if suits(name, env)]
+    for env in both if "probe:credit" in both else ["probe:credit-continuous"]:
+        on = bearing(name, env)
+        binding = {"improver.step.learning_rate": 0.1, "ascent.cap": 0.5, "rule.step.max_grad_norm": 0.01}  # so that what bounds a step binds
+        found.append((on, small(name, on, SMALL | binding)))
     on, method = found[0]
     known = parts.fields(method)
     if "network.core" in known:
-        found.append((on, parts.replace(method, {"network.core": "gru", "critic_network.core": "lstm"})))
+        cores = {"network.core": "gru", "critic_network.core": "lstm"}
+        found.append((on, parts.replace(method, {field: core for field, core in cores.items() if field in known})))
+    if "ascent.longest" in known:
+        found.append((on, parts.replace(method, {"ascent.longest": None})))
+    if known.get("on_policy") and suits(name, "probe:action"):
+        found.append((on, parts.replace(method, {"on_policy": False})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
     if "rule.clip" in known:  # of weights that grow with the advantage: so that the largest one binds
@@ -182,14 +224,17 @@ def _changes(field: str, method, on) -> bool:
     if isinstance(before, float):
         others = (parts.replace(method, {field: value}) for value in _other_numbers(method, field, before))
         return any(not equal(run(method, on), run(other, on)) for other in others)
+    accepted = False
     for value in _other_values(method, field, before):
         try:
             other = parts.replace(method, {field: value})
         except ValueError:
             continue
-        if other.refuse(on) is None and _program(other, on) != _program(method, on):
-            return True
-    return False
+        if other.refuse(on) is None:
+            accepted = True
+            if _program(other, on) != _program(method, on):
+                return True
+    return not accepted and isinstance(before, bool)  # a switch whose other side is refused says so
 
 
 _ABSENT = object()
@@ -214,6 +259,8 @@ def _other_numbers(method, field, before):
 
 
 def _other_values(method, field, before):
+    if field in OTHERS:
+        return OTHERS[field]
     hint = parts.field_types(method)[field]
     if typing.get_origin(hint) is typing.Literal:
         return [v for v in typing.get_args(hint) if v != before]
@@ -228,7 +275,7 @@ def _other_values(method, field, before):
 
 def test_the_small_sizes_name_real_fields():
     known = set().union(*(parts.fields(registry.load(name)(home(name))) for name in NAMES))
-    assert set(SMALL) | set(AT_MOST) <= known
+    assert not [end for end in (*SMALL, *AT_MOST, *OTHERS) if not ending(known, end)]
 
 
 def test_checkpoints_are_where_the_contract_looks(tmp_path):
