@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from polopt.run.collect import collect
+    from polopt.run.data import load_data
     from polopt.run.run import Run, RunError, fit, load
     from polopt.run.suite import suite
 
-_HOMES = dict.fromkeys(("fit", "load", "Run", "RunError"), "polopt.run.run") | {"suite": "polopt.run.suite", "make_env": "polopt.envs.make"}
+_HOMES = dict.fromkeys(("fit", "load", "Run", "RunError"), "polopt.run.run") | {
+    "collect": "polopt.run.collect",
+    "load_data": "polopt.run.data",
+    "make_env": "polopt.envs.make",
+    "suite": "polopt.run.suite",
+}
 
-__all__ = ["Run", "RunError", "__version__", "fit", "load", "make_env", "suite"]
+__all__ = ["Run", "RunError", "__version__", "collect", "fit", "load", "load_data", "make_env", "suite"]
 
 
 def __getattr__(name: str):

@@ -13,6 +13,8 @@ usage: polopt COMMAND ...
 Learn policies, and see how good they are.
 
   train METHOD --env ENV      train a method on an environment
+  train METHOD --data DATA    train a method from logged data
+  data collect|show|convert   make a dataset, look at one, or write it in another format
   resume DIR                  go on with a run that was stopped
   evaluate DIR                evaluate a run's policies on fresh episodes, or film one
   compare DIR... | METHOD...  compare runs, or methods on one environment
@@ -89,12 +91,16 @@ def _is_ours(error: Exception) -> bool:
 
 @dataclasses.dataclass
 class TrainOptions:
-    """Train a method on an environment."""
+    """Train a method on an environment, or from data."""
 
-    env: str
+    env: str | None = None
     """CartPole-v1 (gymnax first), gym:HalfCheetah-v5, envpool:ID, package.module:Name or file.py:Name"""
+    data: str | None = None
+    """for methods that learn from data: FILE.npz, .hdf5 or .parquet, a Minari or LeRobot folder, or minari:ID"""
+    evaluate_on: str | None = None
+    """the environment in which what was learnt from data is evaluated"""
     steps: int = 500_000
-    """environment steps a seed, all copies counted"""
+    """environment steps a seed, all copies counted; updates where data are given"""
     seeds: int = 1
     """how many seeds; seed 0, 1, ..."""
     out: str | None = None
@@ -130,7 +136,7 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
 
     registry.find(method)
     env = _value_of(argv, "--env")
-    defaults = _defaults(method, env)
+    defaults = _defaults(method, env)  # those of methods that learn from data are general
     known = parts.fields(defaults)
     hints = parts.field_types(defaults)
     help_texts = parts.field_help(defaults)
@@ -206,12 +212,15 @@ def _print_final(run) -> None:
 
     final = json.loads((run.directory / "evaluation.json").read_text())
     config = run.config
-    for which in ("last", "best"):
+    if not final:
+        print("Nothing was evaluated: no environment was given. Evaluate with: polopt evaluate " + f"{run.directory} --env ENV")
+    for which in final:
         s = final[which]
         print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
     for seed, why in run.status["stopped"].items():
         print(f"seed {seed} stopped: {why}")
-    print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
+    if final:
+        print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
     print(f"run:    {run.directory}\nreport: {run.directory / 'report.html'}\ncurve:  {run.directory / 'curve.png'}")
 
 
@@ -224,6 +233,120 @@ def _interval(s) -> str:
     if low is None or low != low:
         return f"{s['iqm']:.1f} (one seed: no interval)"
     return f"{s['iqm']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def data(argv: list[str]) -> int:
+    commands = {"collect": _collect, "show": _show_data, "convert": _convert}
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: polopt data collect RUN|random --env ENV --steps N --to DATA")
+        print("       polopt data show DATA\n       polopt data convert DATA --to DATA")
+        return 0
+    if argv[0] not in commands:
+        raise ValueError(f"`polopt data` takes {', '.join(commands)}, but was given {argv[0]!r}.")
+    return commands[argv[0]](argv[1:])
+
+
+def _collect(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Make a dataset from a random policy, or from what a run has learnt."""
+
+        to: str
+        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, or minari:ID"""
+        env: str | None = None
+        """the environment; by default the run's"""
+        steps: int = 100_000
+        """transitions"""
+        mix: str | None = None
+        """shares by kind, such as medium:0.5,expert:0.5; kinds: random, medium, expert, noisy, replay"""
+        seed: int = 0
+        """another number, other data"""
+
+    source, rest = _positional(argv, "data collect", "RUN or random", "polopt data collect random --env Pendulum-v1 --steps 10000 --to data.npz")
+    options = _cli(Options, rest, "data collect RUN|random")
+    from polopt.data import files
+    from polopt.run.collect import collect
+    from polopt.run.describe import summary
+
+    files.writable(options.to)
+    dataset = collect(source, options.env, steps=options.steps, mix=options.mix, seed=options.seed)
+    place = files.write(dataset, options.to)
+    print("\n".join(summary(dataset)))
+    print(f"data: {place}\nlook: polopt data show {place}")
+    return 0
+
+
+def _show_data(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """What a dataset holds: episodes, returns, coverage, a picture, and warnings."""
+
+        env: str | None = None
+        """the environment that the data come from, for its spaces"""
+        columns: str | None = None
+        """which columns hold what, such as observation=obs,action=act"""
+        reference: str | None = None
+        """a dataset of as many transitions from an online learner, against which coverage is measured"""
+        picture: str | None = None
+        """the PNG to write; by default beside the data"""
+
+    import pathlib
+
+    name, rest = _positional(argv, "data show", "DATA", "polopt data show data.npz")
+    options = _cli(Options, rest, "data show DATA")
+    from polopt.methods.analysis.dataset_measures import measures
+    from polopt.run.data import load_data
+    from polopt.run.describe import picture, summary, warnings
+
+    dataset = load_data(name, options.env, columns=_pairs(options.columns))
+    print("\n".join(summary(dataset)))
+    found = measures(dataset, None if options.reference is None else load_data(options.reference, options.env))
+    pairs = f"{found.unique:,.0f} different state-action pairs on a grid of 100 bins a number"
+    needs = "a dataset of as many transitions from an online learner (--reference FILE)"
+    print(f"coverage      {pairs}; SACo " + (f"{found.coverage:.3f}" if found.coverage is not None else f"needs {needs}"))
+    print("quality       TQ " + (f"{found.quality:.3f}" if found.quality is not None else "needs reference returns, which data from a run carry"))
+    for sentence in warnings(dataset):
+        print(f"warning: {sentence}")
+    plain = pathlib.Path(name)
+    beside = plain.with_suffix(".png") if plain.is_file() else pathlib.Path(f"{plain.name.replace(':', '-')}.png")
+    print(f"picture: {picture(dataset, pathlib.Path(options.picture) if options.picture else beside)}")
+    return 0
+
+
+def _convert(argv: list[str]) -> int:
+    @dataclasses.dataclass
+    class Options:
+        """Write a dataset in another format, with its columns named and checked."""
+
+        to: str
+        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, or minari:ID"""
+        env: str | None = None
+        """the environment that the data come from, for its spaces"""
+        columns: str | None = None
+        """which columns hold what, such as observation=obs,action=act"""
+
+    name, rest = _positional(argv, "data convert", "DATA", "polopt data convert log.npz --columns observation=obs,action=act --to data.npz")
+    options = _cli(Options, rest, "data convert DATA")
+    from polopt.data import files
+    from polopt.run.data import load_data
+
+    files.writable(options.to)
+    dataset = load_data(name, options.env, columns=_pairs(options.columns))
+    print(f"data: {files.write(dataset, options.to)} ({len(dataset):,} transitions)")
+    return 0
+
+
+def _pairs(text: str | None) -> dict[str, str] | None:
+    """From NAME=COLUMN,NAME=COLUMN."""
+    if text is None:
+        return None
+    pairs = [word.strip().partition("=") for word in text.split(",")]
+    if not all(sign and name and column for name, sign, column in pairs):
+        raise ValueError(f"--columns is {text!r}, but pairs such as observation=obs,action=act are expected.")
+    return {name: column for name, _, column in pairs}
 
 
 # -- looking at runs ---------------------------------------------------------------------------------------------------
@@ -479,6 +602,7 @@ def show(argv: list[str]) -> int:
 
 COMMANDS = {
     "train": train,
+    "data": data,
     "resume": resume,
     "evaluate": evaluate,
     "compare": compare,

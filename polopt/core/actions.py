@@ -1,4 +1,4 @@
-"""Box actions as learners see them: each entry in [-1, 1]."""
+"""Actions as learners see them: those of a box with each entry in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def from_unit(space: spaces.Box, unit):
     """From [-1, 1] to the bounds of the box; what lies outside is brought to the bound."""
     low, high = space.bounds()
     return (low + (high - low) * (jnp.clip(unit, -1, 1) + 1) / 2).astype(space.dtype)
+
+
+def encoded_space(space: spaces.Space) -> spaces.Box:
+    """The box of what `encoded` gives."""
+    return space if isinstance(space, spaces.Box) else spaces.Box(0.0, 1.0, (spaces.size(space),))
+
+
+def encoded(space: spaces.Space, action):
+    """An action as a network takes it: a box's unit action as it is, whole numbers as one-hot."""
+    return action if isinstance(space, spaces.Box) else spaces.flatten(space, action)[0]

@@ -30,10 +30,11 @@ class ActorCritic(eqx.Module):
 
 
 def needs_box(env) -> str | None:
-    """Why a rule of continuous actions cannot learn in an environment; None when it can."""
+    """Why a rule of continuous actions cannot learn in an environment or from a dataset; None when it can."""
     if isinstance(env.action_space, spaces.Box):
         return None
-    return f"takes actions of a box, but {env.name} has {env.action_space}. Take dqn or ppo"
+    others = "dqn or ppo" if hasattr(env, "reset") else "bc, iql or cql"  # a dataset has spaces and a name, but nothing to act in
+    return f"takes actions of a box, but {env.name} has {env.action_space}. Take {others}"
 
 
 def descend(step, gradient, optimisers: dict, name: str, params, progress):

@@ -100,6 +100,8 @@ def compositions(name: str) -> dict[str, Callable]:
 def load(name: str) -> Callable:
     """The composition called `key` or `key:variant`."""
     known = compositions(name)
+    if not known:
+        raise UnknownMethod(f"{name} is an analysis: nothing is trained by it. `polopt show {name}` says what it measures.")
     if name not in known:
         raise UnknownMethod(f"There is no variant {name!r}. Compositions of this method: {', '.join(known)}.")
     return known[name]

@@ -64,7 +64,7 @@ def binned(steps: np.ndarray, values: np.ndarray, bins: int = BINS) -> tuple[np.
 
 def return_series(record: Record, style: int) -> Series:
     """The learning curve: the interquartile mean of the return over seeds with its 95 % bootstrap band, and the evaluations."""
-    steps, singles = binned(record.steps, record.metrics.get("return", np.zeros((len(record.steps), 0))))
+    steps, singles = binned(*_returns(record))
     rows = []
     for row in singles:
         finite = row[np.isfinite(row)]
@@ -74,6 +74,14 @@ def return_series(record: Record, style: int) -> Series:
     scored = [(e, over_seeds(e.scores)) for e in latest.values()]
     points = tuple(Point(e.step, score, e.policy) for e, score in scored if score is not None)
     return Series(style, steps, middle, low, high, singles, points)
+
+
+def _returns(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and returns (time, seeds): those of training, or where nobody acted in training those of the evaluations."""
+    if "return" in record.metrics or not record.config.get("data"):
+        return record.steps, record.metrics.get("return", np.zeros((len(record.steps), 0)))
+    made = [e for e in record.evaluations if e.policy == "last" and not e.final]
+    return np.array([e.step for e in made], np.int64), np.array([e.scores for e in made], np.float64).reshape(len(made), len(record.seeds))
 
 
 def metric_series(record: Record, name: str, style: int) -> Series | None:

@@ -60,7 +60,12 @@ class Record:
 
     @property
     def title(self) -> str:
-        return f"{self.config['method']} on {self.config['env']}"
+        return title(self.config)
+
+    @property
+    def horizontal(self) -> str:
+        """What is counted along a learning curve."""
+        return "updates per seed" if self.config.get("data") else "environment steps per seed"
 
     @property
     def seeds(self) -> list[int]:
@@ -75,6 +80,14 @@ class Record:
         """The newest evaluation of this policy, a final one before any other; None when there is none."""
         found = [e for e in self.evaluations if e.policy == policy]
         return max(found, key=lambda e: (e.final, e.step), default=None)
+
+
+def title(config: dict[str, Any]) -> str:
+    """What was learnt, and from what."""
+    method, env, data = config["method"], config["env"], config.get("data")
+    if not data:
+        return f"{method} on {env}"
+    return f"{method} from {data['name']}" + (f", evaluated on {env}" if data["evaluated"] else "")
 
 
 def read_record(directory) -> Record:

@@ -41,7 +41,7 @@ def learning_curve(records: Sequence[Record], path) -> None:
             _draw(axes, series, names[i], charts.beside(k, len(members)) * end)
         heading = records[members[0]].title if len(members) == 1 else env
         axes.set_title(_literal(textwrap.fill(heading, 70)), loc="left", fontsize=12)
-        axes.set_xlabel("environment steps per seed")
+        axes.set_xlabel(records[members[0]].horizontal)
         axes.set_ylabel("return of an episode")
         axes.set_xlim(0, 1.03 * end)
         axes.xaxis.set_major_formatter(lambda value, _: compact(value))
@@ -260,10 +260,11 @@ def _curves(records: Sequence[Record], names: list[str]) -> str:
         if not any(np.isfinite(s.middle).any() or s.points for s in series):
             figures.append(f"<p>No return has been recorded on {escape(env)} yet.</p>")
             continue
-        label = f"Learning curves on {env}: return against environment steps for {', '.join(names[i] for i in members)}"
+        along = records[members[0]].horizontal
+        label = f"Learning curves on {env}: return against {along} for {', '.join(names[i] for i in members)}"
         # Two drawings, of which the page shows the one that fits, so that the writing keeps its size.
-        wide = line_chart(series, 900, 380, label, "environment steps per seed")
-        narrow = line_chart(series, 360, 290, label, "environment steps per seed")
+        wide = line_chart(series, 900, 380, label, along)
+        narrow = line_chart(series, 360, 290, label, along)
         key = _legend(names, members) if len(records) > 1 else ""
         pictures = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
         figures.append(f"<figure><figcaption>{escape(env)}: return of an episode</figcaption>{key}{pictures}</figure>")
@@ -277,16 +278,17 @@ def _curves(records: Sequence[Record], names: list[str]) -> str:
 
 def _diagnostics(records: Sequence[Record], names: list[str]) -> str:
     figures = []
+    along = " or ".join(dict.fromkeys(r.horizontal for r in records))
     for metric in dict.fromkeys(name for r in records for name in r.metrics if name != "return"):
         series = [s for i, r in enumerate(records) if (s := charts.metric_series(r, metric, i))]
         if not series:
             continue
-        picture = line_chart(series, 340, 190, f"{metric} against environment steps")
+        picture = line_chart(series, 340, 190, f"{metric} against {along}")
         note = ' <span class="quiet">(spikes cut off)</span>' if charts.limits(series)[2] else ""
         figures.append(f"<figure><figcaption>{escape(metric)}{note}</figcaption>{picture}</figure>")
     if not figures:
         return ""
-    text = "Against environment steps per seed. The line is the interquartile mean over seeds; the band reaches from the lowest to the highest seed."
+    text = f"Against {along}. The line is the interquartile mean over seeds; the band reaches from the lowest to the highest seed."
     key = _legend(names, range(len(records))) if len(records) > 1 else ""
     return f'<section><h2>Diagnostics</h2><p class="quiet">{text}</p>{key}<div class="grid-of-charts">{"".join(figures)}</div></section>'
 

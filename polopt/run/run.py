@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt.core import parts, spaces
+from polopt.data.dataset import DataTask
 from polopt.envs.host import clear_errors
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
@@ -27,6 +28,7 @@ from polopt.methods import registry
 from polopt.policies import saved
 from polopt.run import records
 from polopt.run.agent import Agent
+from polopt.run.data import load_data
 from polopt.run.evaluate import episode_returns
 from polopt.run.loggers import make_logger
 from polopt.run.progress import Progress
@@ -44,8 +46,10 @@ class RunError(ValueError):
 
 def fit(
     method,
-    env,
+    env=None,
     *,
+    data=None,
+    evaluate_on=None,
     steps: int = 500_000,
     seeds: int | list[int] = 1,
     out: str | os.PathLike | None = None,
@@ -57,11 +61,13 @@ def fit(
     command: str | None = None,
     **changes,
 ) -> "Run":
-    """Train a method on an environment and return the finished (or stopped) run.
+    """Train a method on an environment, or from a dataset, and return the finished (or stopped) run.
 
     method:      a key such as "ppo" or "ppo:kl_penalty", or a composed method such as `OnPolicy(...)`.
     env:         a name such as "CartPole-v1" or "gym:HalfCheetah-v5", an environment, or a class or function that `polopt.make_env` takes.
-    steps:       environment steps a seed, all copies counted; rounded up to whole iterations.
+    data:        instead of an environment a dataset, or what `polopt.load_data` takes; for methods that learn from data.
+    evaluate_on: the environment (as `env`) in which policies learnt from data are evaluated; without one nothing is.
+    steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations.
     seeds:       how many seeds (0, 1, ...), or which.
     out:         the run's folder; must be empty or new. By default `runs/METHOD-ENV`, numbered.
     evaluations: how often to evaluate and save during the run; `episodes` each, `final_episodes` at the end.
@@ -70,27 +76,31 @@ def fit(
 
     Raises RunError, ValueError or TypeError for a user's mistake before anything is trained.
     """
-    environment = _environment(env)
+    environment = _evaluated_on(env, data, evaluate_on)
     numbers = _seed_numbers(seeds)
     steps, evaluations, episodes, final_episodes = _counts(steps=steps, evaluations=evaluations, episodes=episodes, final_episodes=final_episodes)
-    task = ControlTask(environment, steps)
+    dataset = None if data is None else _dataset(data, environment)
+    task = ControlTask(environment, steps) if dataset is None else DataTask(dataset.on_device(), steps, environment)
     composed = compose(method, task, {name.replace("__", "."): value for name, value in changes.items()})
     name = method if isinstance(method, str) else type(method).__name__
-    directory = _fresh_directory(out, name, environment.name)
+    named_env = isinstance(env if data is None else evaluate_on, str)
+    env_name = dataset.name if environment is None else environment.name
+    directory = _fresh_directory(out, name, env_name if dataset is None else dataset.name)
     config = {
         "format": FORMAT,
         "method": name,
         "family": registry.find(method).family if isinstance(method, str) else None,
         "fields": parts.fields(composed),
-        "env": environment.name,
-        "named_env": isinstance(env, str),
+        "env": env_name,
+        "named_env": named_env,
+        "data": None if dataset is None else _described(data, dataset, environment is not None),
         "steps": steps,
         "seeds": numbers,
         "evaluation": {"evaluations": evaluations, "episodes": episodes, "final_episodes": final_episodes},
         "log": log,
         "versions": versions(),
         "machine": machine(),
-        "command": command or _python_call(name, environment.name, steps, numbers),
+        "command": command or _python_call(name, env_name, data, evaluate_on, steps, numbers),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     pickled = None if isinstance(method, str) else _pickled(composed)
@@ -106,7 +116,7 @@ def fit(
         if pickled:
             (directory / "method.pkl").write_bytes(pickled)
         records.write_json_atomic(directory / "run.json", config)
-    return _train(Run(directory, environment if not isinstance(env, str) else None), composed, task, loggers, quiet=quiet, resume=False)
+    return _train(Run(directory, None if named_env else environment, dataset), composed, task, loggers, quiet=quiet, resume=False)
 
 
 def compose(method, task, changes: dict[str, Any]):
@@ -116,7 +126,9 @@ def compose(method, task, changes: dict[str, Any]):
         raise RunError(f"method is {method!r}, but it must be a key such as 'ppo' (see `polopt list`) or a composed method such as OnPolicy(...).")
     general = registry.load(method)(None) if isinstance(method, str) else method
     if not isinstance(task, general.takes):
-        raise RunError(f"The method {name} needs {general.needs}, but was given {type(task).__name__}.")
+        fitting = _that_take(task)
+        hint = f" Methods that take it: {', '.join(fitting)}." if fitting else ""
+        raise RunError(f"The method {name} needs {general.needs}, but was given {type(task).__name__}.{hint}")
     composed = registry.load(method)(task) if isinstance(method, str) else method
     composed = parts.replace(composed, changes)
     reason = composed.refuse(task)
@@ -125,8 +137,18 @@ def compose(method, task, changes: dict[str, Any]):
     return composed
 
 
-def load(directory: str | os.PathLike, env=None) -> "Run":
-    """The run in a folder. `env` is needed when the run was started with an environment object rather than a name."""
+def _that_take(task, most: int = 6) -> list[str]:
+    """The keys of some methods that take a task."""
+    found = []
+    for entry in registry.entries():
+        composed = [make(None) for make in registry.compositions(entry.key).values()]
+        if any(isinstance(task, method.takes) and method.refuse(task) is None for method in composed):
+            found.append(entry.key)
+    return found[:most]
+
+
+def load(directory: str | os.PathLike, env=None, data=None) -> "Run":
+    """The run in a folder. `env` and `data` are needed when the run was started with objects rather than names."""
     path = Path(directory)
     if not (path / "run.json").exists():
         raise RunError(f"{path} holds no run: there is no run.json in it. Give the folder that `polopt train` named.")
@@ -140,7 +162,7 @@ def load(directory: str | os.PathLike, env=None) -> "Run":
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise RunError(f"{path / 'run.json'} has no {', '.join(missing)}. Bring it back from a copy, or train again into another folder.")
-    return Run(path, None if env is None else _environment(env))
+    return Run(path, None if env is None else _environment(env), None if data is None else load_data(data))
 
 
 @saved.opened_by
@@ -159,9 +181,9 @@ def _opened_policy(directory: str, written: int):
 class Run:
     """A run on disk. `fit` and `load` make it."""
 
-    def __init__(self, directory: Path, env=None):
+    def __init__(self, directory: Path, env=None, data=None):
         self.directory = Path(directory)
-        self._env = env
+        self._env, self._data = env, data
 
     @property
     def config(self) -> dict[str, Any]:
@@ -182,10 +204,14 @@ class Run:
 
     def _rebuild(self):
         config = self.config
-        if self._env is None and not config["named_env"]:
+        data = config.get("data")
+        evaluated = not data or data["evaluated"]
+        if self._env is None and evaluated and not config["named_env"]:
             raise RunError(f"The run {self.directory} was started with an environment object; pass it again: load(directory, env=...).")
-        environment = self._env if self._env is not None else make(config["env"])
+        environment = self._env if self._env is not None else make(config["env"]) if evaluated else None
         task = ControlTask(environment, config["steps"])
+        if data:
+            task = DataTask(self._logged(data, environment).on_device(), config["steps"], environment)
         pickled = self.directory / "method.pkl"
         if pickled.exists():
             try:
@@ -203,6 +229,16 @@ class Run:
             )
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["fields"].items()}
         return parts.replace(method, values), task
+
+    def _logged(self, data: dict[str, Any], environment):
+        """The dataset that the run was started with."""
+        if self._data is None and data["source"] is None:
+            raise RunError(f"The run {self.directory} was started with a dataset object; pass it again: load(directory, data=...).")
+        if self._data is None:
+            self._data = _dataset(data["source"], environment)
+        if self._data.digest() != data["digest"]:
+            raise RunError(f"The dataset {self._data.name} is not the one that {self.directory} was started with. Bring that back, or train anew.")
+        return self._data
 
     def resume(self, quiet: bool = False) -> "Run":
         """Go on from the newest sound checkpoint to the end. A finished run is returned as it is."""
@@ -273,7 +309,10 @@ class Run:
             return _environment(env)
         if self._env is not None:
             return self._env
-        return make(self.config["env"])
+        config = self.config
+        if config.get("data") and not config["data"]["evaluated"]:
+            raise RunError(f"The run {self.directory} has no environment, for it learnt from data; name one that fits them with --env.")
+        return make(config["env"])
 
     @property
     def steps_per_iteration(self) -> int:
@@ -323,6 +362,40 @@ def _keep_compiled_programs() -> None:
 def _environment(env):
     """From a name, an environment, or what else `make` takes."""
     return env if all(hasattr(env, name) for name in ("name", "observation_space", "action_space", "host", "reset", "step")) else make(env)
+
+
+def _evaluated_on(env, data, evaluate_on):
+    """The environment that is learnt in, or evaluated on where data are learnt from; None without one."""
+    if env is None and data is None:
+        raise RunError("There is nothing to learn from: give an environment (--env CartPole-v1), or data (--data FILE) for a method that takes them.")
+    if env is not None and data is not None:
+        raise RunError("An environment and data are given, but a method learns from one of them. Name the one to evaluate in with --evaluate-on.")
+    if data is None and evaluate_on is not None:
+        raise RunError("evaluate_on is for methods that learn from data; a method that learns in an environment is evaluated there.")
+    chosen = env if data is None else evaluate_on
+    return None if chosen is None else _environment(chosen)
+
+
+def _dataset(data, environment):
+    """The dataset that is meant, with the environment's spaces where there is one."""
+    if environment is None:
+        return load_data(data)
+    dataset = load_data(data, env=environment) if isinstance(data, (str, os.PathLike)) else load_data(data)
+    if not _fits(environment, dataset):
+        raise RunError(
+            f"{environment.name} has {_spaces(environment)}, but the dataset {dataset.name} has {_spaces(dataset)}. "
+            "Evaluate on the environment that the data come from."
+        )
+    return dataset
+
+
+def _described(data, dataset, evaluated: bool) -> dict[str, Any]:
+    """What a run remembers of its data."""
+    source = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
+    if source and ":" not in source:
+        source = os.path.abspath(source)
+    facts = {"source": source, "name": dataset.name, "transitions": len(dataset), "digest": dataset.digest(), "evaluated": evaluated}
+    return {**facts, "reference": dataset.reference, "notes": list(dataset.notes)}
 
 
 def _seed_numbers(seeds) -> list[int]:
@@ -392,8 +465,8 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     config = run.config
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
-    evaluation_env = make(config["env"]) if task.env.host and config["named_env"] else task.env
-    title = f"{config['method']} on {config['env']}"
+    evaluation_env = make(config["env"]) if not isinstance(task, DataTask) and task.env.host and config["named_env"] else task.env
+    title = records.title(config)
     total = plan.iterations * method.steps_per_iteration
     training = None
     try:
@@ -478,9 +551,13 @@ def _fresh_directory(out, method: str, env: str) -> Path:
     return path
 
 
-def _python_call(method: str, env: str, steps: int, seeds: list[int]) -> str:
+def _python_call(method: str, env: str, data, evaluate_on, steps: int, seeds: list[int]) -> str:
     count = len(seeds) if seeds == list(range(len(seeds))) else seeds
-    return f"polopt.fit({method!r}, {env!r}, steps={steps}, seeds={count})"
+    if data is None:
+        return f"polopt.fit({method!r}, {env!r}, steps={steps}, seeds={count})"
+    source = repr(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else "data"
+    evaluated = "" if evaluate_on is None else f", evaluate_on={env!r}"
+    return f"polopt.fit({method!r}, data={source}{evaluated}, steps={steps}, seeds={count})"
 
 
 class _disk_errors:

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.data.dataset import DataTask
 from polopt.envs.errors import ActionError
 from polopt.envs.host import clear_errors
+from polopt.envs.task import ControlTask
 from polopt.run import records
 from polopt.run.checkpoint import Checkpoints
 from polopt.run.evaluate import episode_returns
@@ -59,7 +61,7 @@ class Seeds:
     """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
 
     def __init__(self, task, count: int):
-        self.task, self.count, self.together = task, count, not task.env.host
+        self.task, self.count, self.together = task, count, isinstance(task, DataTask) or not task.env.host
 
     def task_of(self, slot: int):
         """The task with the host environment of this slot; a JAX environment has none."""
@@ -122,7 +124,7 @@ class Training:
         self.method, self.task, self.evaluation_env = method, task, evaluation_env
         self.seed_numbers, self.plan, self.directory = seeds, plan, Path(directory)
         self.seeds = Seeds(task, len(seeds))
-        self.evaluation_seeds = Seeds(dataclasses.replace(task, env=evaluation_env), len(seeds))
+        self.evaluation_seeds = None if evaluation_env is None else Seeds(ControlTask(evaluation_env, task.steps), len(seeds))
         self.progress, self.loggers = progress, loggers
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
@@ -259,9 +261,11 @@ class Training:
 
     def _record(self, log) -> None:
         alive = np.array([seed not in self.stopped for seed in self.seed_numbers])
-        counts = log["episode/count"].sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            row = {"return": log["episode/return"].sum(axis=1) / counts, "length": log["episode/length"].sum(axis=1) / counts, "episodes": counts}
+        row = {}
+        if "episode/count" in log:  # nobody acts where a dataset is learnt from
+            counts = log["episode/count"].sum(axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                row = {"return": log["episode/return"].sum(axis=1) / counts, "length": log["episode/length"].sum(axis=1) / counts, "episodes": counts}
         row.update({name: rows.mean(axis=1) for name, rows in log.items() if name not in EPISODE})
         row = {name: np.where(alive, values, np.nan) for name, values in row.items()}
         step = self.iteration * self.method.steps_per_iteration
@@ -273,7 +277,7 @@ class Training:
         for logger in self.loggers:
             pairs = [(name, i, v[i]) for name, v in row.items() for i in range(len(self.seed_numbers)) if np.isfinite(v[i])]
             logger.log(step, {f"{name}/seed{self.seed_numbers[i]}": float(value) for name, i, value in pairs})
-        self.progress.update(step, self.seconds, row["return"].tolist())
+        self.progress.update(step, self.seconds, row["return"].tolist() if "return" in row else ())
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------------
 
@@ -293,6 +297,9 @@ class Training:
 
     def _evaluate_and_save(self) -> None:
         policy = self.method.policy(self.state)
+        if self.evaluation_env is None:  # without an environment no policy is better than the last
+            self.best = {"policy": policy, "score": self.best["score"]}
+            return self.save()
         returns, lengths = self.evaluate(policy, self.plan.episodes, self.iteration)
         self._write_evaluation("last", False, returns, lengths)
         score = jnp.asarray(returns.mean(axis=1))
@@ -314,6 +321,8 @@ class Training:
 
     def final_evaluation(self) -> None:
         """Evaluate the last and the best policy, both on the same episodes, which no training or choice has seen."""
+        if self.evaluation_env is None:
+            return
         for name, policy in (("last", self.method.policy(self.state)), ("best", self.best["policy"])):
             returns, lengths = self.evaluate(policy, self.plan.final_episodes, 0x0F17A1)
             self._write_evaluation(name, True, returns, lengths)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from polopt.core import parts
+from polopt.data.dataset import DataTask
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.loops.episodes import Episodes
 from polopt.methods import registry
+from polopt.run.collect import collect
 
 # By the end of a field's dotted name.
 SMALL = {
@@ -75,8 +77,20 @@ def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
 
 
 @functools.cache
-def bearing(name: str, env: str) -> ControlTask:
-    """A probe, or its twin that bears a cost where the method asks for costs."""
+def logged(env: str = "probe:action", steps: int = 320) -> DataTask:
+    """What random actions in an environment have left."""
+    return DataTask(collect("random", env, steps=96).on_device(), steps, make(env))
+
+
+def learns_from_data(name: str) -> bool:
+    return registry.load(name)(None).takes is DataTask
+
+
+@functools.cache
+def bearing(name: str, env: str) -> ControlTask | DataTask:
+    """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data."""
+    if learns_from_data(name):
+        return logged(env)
     reason = registry.load(name)(task(env)).refuse(task(env)) or ""
     return task(f"{COSTLY}:{env.removeprefix('probe:').replace('-', '_')}" if "costs" in reason else env)
 
@@ -88,7 +102,7 @@ def suits(name: str, env: str) -> bool:
     return registry.load(name)(on).refuse(on) is None
 
 
-def home(name: str, probe: str = "action") -> ControlTask:
+def home(name: str, probe: str = "action") -> ControlTask | DataTask:
     """A probe in the form that a method takes: the discrete one if it can."""
     return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
@@ -98,7 +112,7 @@ def ending(known, end: str) -> list[str]:
     return [field for field in known if field == end or field.endswith("." + end)]
 
 
-def small(name: str, on: ControlTask, sizes=SMALL, **changes):
+def small(name: str, on, sizes=SMALL, **changes):
     """The method called `name`, shrunk."""
     method = registry.load(name)(on)
     known = parts.fields(method)
@@ -110,7 +124,7 @@ def small(name: str, on: ControlTask, sizes=SMALL, **changes):
 _compiled: dict = {}
 
 
-def run(method, on: ControlTask, seed: int = 0, iterations: int = 3):
+def run(method, on, seed: int = 0, iterations: int = 3):
     """The state after some iterations. One compilation serves every seed, length and value of the float fields."""
     key = (id(on), jax.tree.structure(method))
     if key not in _compiled:

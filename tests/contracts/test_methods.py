@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from polopt.core import parts
+from polopt.data import files
 from polopt.envs.task import ControlTask
 from polopt.interop.export import export
+from polopt.loops.offline import Unused
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
@@ -32,6 +34,8 @@ from tests.contracts.helpers import (
     ending,
     equal,
     home,
+    learns_from_data,
+    logged,
     run,
     small,
     spoken_for,
@@ -67,7 +71,7 @@ def test_seeds_together_equal_one_at_a_time(name):
 def test_jit_changes_nothing(name):
     spoken_for(name)
     on = home(name)
-    method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2})
+    method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2} | ({"updates": 1} if learns_from_data(name) else {}))
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):
@@ -77,10 +81,13 @@ def test_jit_changes_nothing(name):
 @every_method
 def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     spoken_for(name)
-    env, steps = home(name).env.name, 320
-    sizes = _sizes(name, env)
+    on, steps = home(name), 320
+    sizes = _sizes(name, on)
+    given = {"env": on.env.name}
+    if learns_from_data(name):
+        given = {"data": str(files.write(on.dataset, tmp_path / "data.npz")), "evaluate_on": on.env.name}
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
-    whole = fit(name, env, out=tmp_path / "whole", **options, **sizes)
+    whole = fit(name, out=tmp_path / "whole", **given, **options, **sizes)
     cut = tmp_path / "cut"
     code = (
         "import os, signal, polopt\n"
@@ -91,7 +98,7 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
         "training.Training._advance = stop_after_three\n"
-        f"run = polopt.fit({name!r}, {env!r}, out={str(cut)!r}, **{options!r}, **{sizes!r})\n"
+        f"run = polopt.fit({name!r}, out={str(cut)!r}, **{given!r}, **{options!r}, **{sizes!r})\n"
         "assert run.status['state'] == 'interrupted', run.status\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -101,9 +108,9 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     assert (cut / "evaluation.json").read_text() == (tmp_path / "whole" / "evaluation.json").read_text()
 
 
-def _sizes(name, env):
-    method = small(name, task(env))
-    plain = parts.fields(registry.load(name)(task(env)))
+def _sizes(name, on):
+    method = small(name, on)
+    plain = parts.fields(registry.load(name)(on))
     return {k.replace(".", "__"): v for k, v in parts.fields(method).items() if v != plain[k]}
 
 
@@ -118,6 +125,8 @@ def test_truncation_is_not_termination(name):
     spoken_for(name)
     cut, ends = home(name, "truncation"), home(name, "termination")
     method = small(name, cut)
+    if isinstance(getattr(method, "rewards", None), Unused):
+        pytest.skip("it learns from no reward, so that no end matters to it")
     a, b = run(method, cut, iterations=2), run(method, ends, iterations=2)
     assert not equal(method.policy(a), method.policy(b)) or not equal(_learnt(a), _learnt(b))
 
@@ -158,11 +167,21 @@ def test_export_agrees_with_the_policy(name, env, tmp_path):
 @every_method
 def test_a_wrong_task_is_refused(name):
     @dataclasses.dataclass
-    class Dataset:
-        """Not an environment."""
+    class Something:
+        """Neither an environment nor data."""
 
-    with pytest.raises(RunError, match=r"needs an environment.*Dataset"):
-        compose(name, Dataset(), {})
+    needed = "a dataset" if learns_from_data(name) else "an environment"
+    with pytest.raises(RunError, match=rf"needs {needed}.*Something.$"):
+        compose(name, Something(), {})
+
+
+@every_method
+def test_the_other_kind_of_task_is_refused_with_methods_that_fit(name):
+    other = task() if learns_from_data(name) else logged()
+    with pytest.raises(RunError, match=r"needs .*, but was given \w+Task\. Methods that take it: \w+, \w+") as error:
+        compose(name, other, {})
+    first = str(error.value).rpartition("it: ")[2].split(",")[0]
+    assert compose(first, other, {}).refuse(other) is None
 
 
 @every_method
@@ -194,6 +213,9 @@ def _contexts(name):
         found.append((on, parts.replace(method, {"on_policy": False})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
+    if "rule.clip" in known:  # of weights that grow with the advantage: so that the largest one binds
+        steep = {"rule.beta": 20.0} if "rule.beta" in known else {"rule.temperature": 0.05}
+        found += [(on, parts.replace(method, {**steep, "rule.clip": 1.0})) for on, method in found]
     if "replay.prioritised" in known:
         found.append((on, parts.replace(method, {"replay.prioritised": True})))
     return found

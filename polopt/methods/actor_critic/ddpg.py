@@ -52,9 +52,23 @@ class AsChosen:
         return action
 
 
+class ActorObjective(Protocol):
+    """The actor's loss from its actions (n, ...); `critic(actions)` gives their values (n,)."""
+
+    def __call__(self, critic, action, batch) -> jax.Array: ...
+
+
 def action_gradient_loss(critic, action):
     """-E[ Q(s, a) ], where `critic(actions)` gives (n,): its gradient in the actions is the deterministic policy gradient."""
     return -jnp.mean(critic(action))
+
+
+@part
+class Climb:
+    """The actor climbs its critic."""
+
+    def __call__(self, critic, action, batch):
+        return action_gradient_loss(critic, action)
 
 
 @part
@@ -62,6 +76,7 @@ class Deterministic:
     """A deterministic actor and one or more critics, of which the smallest makes the targets and the first leads the actor."""
 
     target_action: TargetAction = AsChosen()
+    objective: ActorObjective = Climb()
     actor_network: Feedforward = NETWORK
     critic_network: Feedforward = NETWORK
     actor_step: Step = STEP
@@ -96,7 +111,7 @@ class Deterministic:
 
     def actor_loss(self, actor, critic, batch):
         first = critic.members[0]
-        return action_gradient_loss(lambda action: jax.vmap(first)(*batch.observation, action), jax.vmap(actor)(*batch.observation))
+        return self.objective(lambda action: jax.vmap(first)(*batch.observation, action), jax.vmap(actor)(*batch.observation), batch)
 
     def update(self, learner, batch, progress, key):
         y = self.target(learner, batch, key)

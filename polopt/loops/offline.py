@@ -1,0 +1,136 @@
+"""The offline loop: learn from a fixed dataset, and never act.
+
+One iteration is `updates` updates, each on a minibatch drawn uniformly. The rule that learns from a minibatch is the off-policy loop's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from polopt.core import spaces
+from polopt.core.actions import to_unit
+from polopt.core.parts import hyper, part
+from polopt.data.dataset import Dataset, DataTask
+from polopt.data.replay import Replay, Ring, Steps, Transitions
+from polopt.loops.off_policy import Rule
+from polopt.policies.actor import Normaliser
+
+
+class Rewards(Protocol):
+    """What of the logged rewards is learnt from, (n,), and over how many steps they are summed before a value is taken."""
+
+    n_step: int
+
+    def __call__(self, data: Dataset) -> jax.Array: ...
+
+
+@part
+class Logged:
+    """The logged rewards, scaled and then shifted."""
+
+    n_step: int = hyper(1, at_least=1)  # steps of reward before the value of the next state is taken
+    scale: float = hyper(1.0, above=0)  # what rewards are multiplied by
+    shift: float = 0.0  # what is then added to each
+    span: float | None = hyper(None, above=0)  # scale rewards first, so that best and worst episode differ by this; none to leave them
+
+    def __call__(self, data: Dataset):
+        reward = jnp.asarray(data.reward) * self.scale
+        return (reward if self.span is None else reward * self.span / return_range(data)) + self.shift
+
+
+@part
+class Unused:
+    """No reward is learnt from."""
+
+    n_step = 1
+
+    def __call__(self, data: Dataset):
+        return jnp.asarray(data.reward)
+
+
+def return_range(data: Dataset):
+    """The return of the best episode less that of the worst; 1 where they are equal."""
+    ended = jnp.asarray(data.ended)
+    episode = jnp.cumsum(ended) - ended
+    returns = jax.ops.segment_sum(jnp.asarray(data.reward), episode, num_segments=len(data))
+    real = jnp.arange(len(data)) < jnp.sum(ended)
+    spread = jnp.max(returns, where=real, initial=-jnp.inf) - jnp.min(returns, where=real, initial=jnp.inf)
+    return jnp.where(spread > 0, spread, 1.0)
+
+
+class State(eqx.Module):
+    learner: Any
+    normaliser: Normaliser
+    iteration: jax.Array
+    key: jax.Array
+
+
+@part
+class Offline:
+    """A method of the offline family: its rule and its hyperparameters. A step of the run is an update."""
+
+    rule: Rule
+    rewards: Rewards = Logged()
+    updates: int = hyper(100, at_least=1)  # updates in an iteration
+    batch_size: int = hyper(256, at_least=1)  # transitions an update learns from
+    normalise_observations: bool = False  # by the mean and the deviation of the dataset
+
+    # -- the protocol of methods ---------------------------------------------------------------------------------------
+
+    takes = DataTask
+    needs = "a dataset (--data)"
+
+    def refuse(self, task) -> str | None:
+        """Why this method cannot take the task; None when it can."""
+        data = task.dataset
+        if isinstance(data.action_space, spaces.Box) and not data.action_space.bounded:
+            return f"needs finite bounds of the actions, but those of {data.name} are {data.action_space}. Give the environment that they come from"
+        if self.rewards.n_step > len(data):
+            return f"looks {self.rewards.n_step} steps ahead, but {data.name} has {len(data)}. Set a smaller n_step"
+        return self.rule.refuse(data)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.updates
+
+    def init(self, task: DataTask, key) -> State:
+        k_rule, key = jax.random.split(key)
+        data = task.dataset
+        normaliser = Normaliser(data.observation_space, data.statistics() if self.normalise_observations else None)
+        return State(self.rule.init(data, k_rule), normaliser, jnp.zeros((), jnp.int32), key)
+
+    def step(self, task: DataTask, state: State) -> tuple[State, dict[str, jax.Array]]:
+        key, k_learn = jax.random.split(state.key)
+        ring, inputs = self.ring(task.dataset), jax.vmap(state.normaliser)
+        progress = jnp.clip(state.iteration * self.updates / task.steps, 0.0, 1.0)
+
+        def update(learner, key):
+            k_sample, k_update = jax.random.split(key)
+            batch = self.sample(ring, task.dataset.action_space, k_sample)
+            batch = batch._replace(observation=inputs(batch.observation), next_observation=inputs(batch.next_observation))
+            learner, _, metrics = self.rule.update(learner, batch, progress, k_update)
+            return learner, metrics
+
+        learner, metrics = jax.lax.scan(update, state.learner, jax.random.split(k_learn, self.updates))
+        return State(learner, state.normaliser, state.iteration + 1, key), jax.tree.map(jnp.mean, metrics)
+
+    def policy(self, state: State):
+        return self.rule.policy(state.learner, state.normaliser)
+
+    # -- minibatches ---------------------------------------------------------------------------------------------------
+
+    def ring(self, data: Dataset) -> Ring:
+        """The dataset as a full replay of one environment, to which nothing is added."""
+        steps = Steps(data.observation, data.action, self.rewards(data), data.next_observation, data.terminated, data.ended)
+        return Ring(jax.tree.map(lambda x: jnp.asarray(x)[:, None], steps), jnp.int32(0), jnp.int32(len(data)), None)
+
+    def sample(self, ring: Ring, action_space, key) -> Transitions:
+        """A minibatch with actions as learners see them."""
+        batch = Replay(1, self.rewards.n_step).sample(ring, key, self.batch_size, self.rule.discount)
+        if not isinstance(action_space, spaces.Box):
+            return batch
+        return batch._replace(action=jax.vmap(lambda action: to_unit(action_space, action))(batch.action))

@@ -1,0 +1,1 @@
+"""What can be measured of methods, policies and data without learning anything."""
