@@ -130,7 +130,8 @@ CLAIM = Claim(
     method="apg",
     statement="Adapting a trained policy to an additional task takes a third of the steps, or less, that learning both together from nothing takes.",
     baseline="DDPG from nothing on the sum of both costs, with the same networks and steps",
-    task="20k steps on the double integrator with the best regulator as trained policy and a new set point as additional task; affine policies, exact optimum",
+    task="20k steps on the double integrator with the best regulator as trained policy and a new set point as additional task; "
+    "affine policies, exact optimum",
     run=run,
     checks=(
         Check(NEEDED, "APG", over="DDPG from nothing", ratio=True, below=1 / 3),
