@@ -27,9 +27,9 @@ def run(seeds: list[int]) -> dict[str, Side]:
     corner = float(value(jnp.zeros(49, bool).at[0].set(True)))  # what s_0 covers, which no reward pays
     sides = {}
     for name, method in METHODS.items():
-        # No hidden layers: with one number for each state and step the policy is a table of logits. The gradient of an entry is small, since
+        # No hidden layers: with one number for each state and step policy and baseline are tables. The gradient of an entry is small, since
         # it is a mean over all samples, so that Adam's epsilon is its authors' and not the larger one of this library.
-        changes = {"num_envs": TRAJECTORIES, "network.hidden": (), "learning_rate": 0.05, "epsilon": 1e-8}
+        changes = {"num_envs": TRAJECTORIES, "network.hidden": (), "critic_network.hidden": (), "learning_rate": 0.05, "epsilon": 1e-8}
         side = trained(replace(method(task()), changes), task(), seeds, episodes=300)
         side.numbers[COVERED] = side.numbers[FINAL_RETURN] + corner
         sides[name] = side
