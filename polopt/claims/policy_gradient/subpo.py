@@ -48,7 +48,7 @@ CLAIM = Claim(
         Check(COVERED, "SubPO", over="MODPO", ratio=True, above=1.5),
     ),
     seconds=100,
-    analysis="The set value is as high as expected. The ratio is 1.54 and the expectation of 1.5 lies inside its interval: MODPO covers 25 cells here, where "
-    "21 were expected. It has no reason to stay in one of the inner cells, which are all worth five to it, and drifts among them. Without any baseline "
-    "the ratio was 1.48 [1.44, 1.56], SubPO covering 36.8 cells.",
+    analysis="The set value is as high as expected. The ratio is 1.54 and the expectation of 1.5 lies inside its interval: MODPO covers 25 cells "
+    "here, where 21 were expected. It has no reason to stay in one of the inner cells, which are all worth five to it, and drifts among them. "
+    "Without any baseline the ratio was 1.48 [1.44, 1.56], SubPO covering 36.8 cells.",
 )
