@@ -110,7 +110,7 @@ class SetRewards:
         return jnp.asarray(observation if self.element is None else self.element(observation), jnp.int32)
 
     def _empty(self):
-        return jnp.zeros(self.horizon + 1 if self.observe == "history" else 0, jnp.int32)
+        return jnp.zeros(self.horizon + 1, jnp.int32) if self.observe == "history" else ()
 
     def _visit(self, state, observation):
         """The state with the observation's element in the set, and what is shown of it."""

@@ -22,6 +22,8 @@ through time limits; without one a return ends with the episode however it ends,
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -78,13 +80,36 @@ def natural_direction(psi, delta, damping):
 # -- how the weights move ----------------------------------------------------------------------------------------------
 
 
+class Direction(Protocol):
+    """Where the weights move, from psi (B, P) and delta (B,)."""
+
+    def __call__(self, psi, delta): ...
+
+
+@part
+class Plain:
+    """The gradient (ACIL)."""
+
+    def __call__(self, psi, delta):
+        return psi.T @ delta / delta.shape[0]
+
+
+@part
+class Natural:
+    """The gradient divided by the Fisher matrix of the weights (NACIL)."""
+
+    damping: float = hyper(1e-3, above=0)  # lambda: added to the Fisher matrix, which is singular along equal shifts
+
+    def __call__(self, psi, delta):
+        return natural_direction(psi, delta, self.damping)
+
+
 @part
 class ActorCritic:
-    """ACIL, or NACIL where `natural`."""
+    """The critic's errors say which controllers do better than the mixture."""
 
-    natural: bool = True  # divide by the Fisher matrix of the weights
+    direction: Direction = Natural()
     learning_rate: float = hyper(1e-2, above=0)  # alpha: of the weights
-    damping: float = hyper(1e-3, above=0)  # lambda: added to the Fisher matrix, which is singular along equal shifts
     critic_learning_rate: float = hyper(0.1, above=0)  # beta: of the critic
     critic_steps: int = hyper(5, at_least=1)  # N_c: batches that the critic learns from before the weights move
     features: str = hyper("linear", choices=("linear", "quadratic"))  # of the critic: the observation, and its products too
@@ -134,9 +159,8 @@ class ActorCritic:
             return jax.nn.log_softmax(rebuild(theta)(observation))[index]
 
         psi = jax.vmap(jax.grad(log_weight), in_axes=(None, 0, 0))(theta, seen.observation, seen.index)
-        direction = natural_direction(psi, delta, self.damping) if self.natural else psi.T @ delta / delta.shape[0]
         episodes = jax.tree.map(lambda many, last: jnp.sum(many) + last, episodes, finished)
-        return rebuild(theta + self.learning_rate * direction), (acting, v), {**episodes, "loss/value": 0.5 * jnp.mean(squared)}
+        return rebuild(theta + self.learning_rate * self.direction(psi, delta)), (acting, v), {**episodes, "loss/value": 0.5 * jnp.mean(squared)}
 
 
 @part
@@ -187,7 +211,7 @@ def improper_rl(task: ControlTask | None = None) -> Mixing:
 @composition
 def acil(task: ControlTask | None = None) -> Mixing:
     """ACIL: plain actor-critic."""
-    return Mixing(ActorCritic(natural=False))
+    return Mixing(ActorCritic(Plain()))
 
 
 @composition
@@ -199,4 +223,4 @@ def gradient_free(task: ControlTask | None = None) -> Mixing:
 @composition
 def gated(task: ControlTask | None = None) -> Mixing:
     """Not in the paper: the weights depend on the state, through a network."""
-    return Mixing(ActorCritic(natural=False), ByState())
+    return Mixing(ActorCritic(Plain()), ByState())
