@@ -171,7 +171,7 @@ smaller = of_ddpg.test_the_smaller_critic_makes_the_targets
 soft = of_sac.test_the_target_counts_the_entropy
 with_equal_weights = of_sac.test_with_equal_weights_mdpo_is_sac_in_value_and_gradient
 temperature_rises = of_sac.test_the_temperature_rises_while_the_entropy_is_too_small
-leads_by_the_mean = of_sac.test_redq_draws_its_critics_and_leads_by_their_mean
+leads_by_the_mean = of_sac.test_an_ensemble_draws_its_critics_and_leads_by_their_mean
 
 halves = of_episodes.test_the_gradient_and_the_hessian_product_are_unbiased
 one_update = of_utilities.test_one_update_is_right_on_average
@@ -211,7 +211,7 @@ MUTATIONS = [
     Mutation("td3: the larger critic", ddpg.Deterministic.target, "jnp.min(value", "jnp.max(value", smaller),
     Mutation("sac: entropy as a cost", sac.soft_value, "value - alpha", "value + alpha", soft),
     Mutation("sac: the temperature runs away", sac.temperature_loss, "return -jnp", "return jnp", temperature_rises),
-    Mutation("redq: leads by the smallest", sac.SoftActorCritic.actor_loss, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
+    Mutation("sac: an ensemble leads by the smallest", sac.SoftActorCritic.actor_loss, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
     Mutation("dqn: both choices by one network", dqn.backup, "next_online if double", "next_target if double", of_dqn.test_the_backup_by_hand),
     Mutation("dqn: the episode goes on", dqn.backup, "reward + discount *", "reward + 0.5 *", of_dqn.test_the_backup_by_hand),
     Mutation("loop: a time limit ends the value", OnPolicy.judge, "rollout.terminated, ended)", "ended, ended)", values_go_on_through_a_time_limit),
