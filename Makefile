@@ -1,5 +1,5 @@
 # Everything runs inside .venv, with the versions of requirements.lock.
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test interop lint format lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,6 +11,7 @@ help:
 	@echo "make setup   create .venv with the locked versions and polopt in it"
 	@echo "make demo    train PPO on CartPole-v1 with five seeds into $(DEMO), anew each time"
 	@echo "make test    run the tests"
+	@echo "make interop run the tests against verl and TRL, in an environment of their own"
 	@echo "make lint    check the style; make format mends what can be mended"
 	@echo "make lock    resolve the versions anew and write requirements.lock"
 
@@ -33,6 +34,16 @@ demo: setup
 # Two workers suit two cores; each computes on one thread (tests/conftest.py).
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# verl and TRL bring half of the field with them and want versions of their own: they stay out of .venv and of the lock.
+interop: .cache/interop/.installed
+	.cache/interop/bin/python -m pytest -q tests/interop/test_verl.py tests/interop/test_trl.py
+
+.cache/interop/.installed: pyproject.toml
+	test -x .cache/interop/bin/python || "$(PYTHON)" -m venv .cache/interop
+	.cache/interop/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.cache/interop/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -e ".[verl,trl]" beartype pytest
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

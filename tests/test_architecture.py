@@ -26,7 +26,7 @@ ALLOWED = {
     "loops": LOOPS,
     "methods": LOOPS | {"loops"},
     # run sees methods and loops through what they promise, and finds methods by name in the registry
-    "run": {"core", "envs", "data", "policies.actor", "policies.random", "loops.protocol", "methods.registry"},
+    "run": {"core", "envs", "data", "policies.actor", "policies.random", "policies.saved", "loops.protocol", "methods.registry"},
 }
 # One door upwards: `run.export(...)` hands the policy to the exporter, which a user would otherwise have to find.
 DOORS = {("run.run", "interop.export")}

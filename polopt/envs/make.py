@@ -20,7 +20,8 @@ from polopt.envs.protocol import Environment
 __all__ = ["UnknownEnvironment", "UnusableEnvironment", "make", "names"]
 
 FORMS = (
-    "CartPole-v1, gymnax:ID, gym:HalfCheetah-v5, gym-async:ID, envpool:ID, probe:NAME, exact:NAME, package.module:EnvId or path/to/file.py:ClassName"
+    "CartPole-v1, gymnax:ID, gym:HalfCheetah-v5, gym-async:ID, envpool:ID, probe:NAME, exact:NAME, coverage:GRID, "
+    "package.module:EnvId or path/to/file.py:ClassName"
 )
 
 # Packages that some environments need, by a word in what defines them; the extra has the package's name.
@@ -31,7 +32,8 @@ def make(name: Any, *, asynchronous: bool = False, costs: int | None = None, **o
     """The environment that `name` means.
 
     name:          `CartPole-v1` (gymnax first, else Gymnasium), `gymnax:ID`, `gym:ID`, `gym-async:ID` (a process a copy), `envpool:ID`,
-                   `probe:NAME`, `exact:NAME` (a problem of `polopt.envs.exact`), `package.module:EnvId`, or `path/to/file.py:ClassName`.
+                   `probe:NAME`, `exact:NAME` (a problem of `polopt.envs.exact`), `coverage:GRID` (see `polopt.envs.set_rewards`),
+                   `package.module:EnvId`, or `path/to/file.py:ClassName`.
                    What the last two name is registered in Gymnasium, or is a gymnasium.Env class, a function that returns one, or a
                    `Dynamics` (see `polopt.envs.jax_env`). From Python also such a class, function or object itself.
     asynchronous:  run each copy of a Gymnasium environment in a process of its own.
@@ -59,15 +61,19 @@ def make(name: Any, *, asynchronous: bool = False, costs: int | None = None, **o
         return JaxEnvironment(name, PROBES[rest])
     if prefix == "exact":
         return _exact(name, rest, options)
+    if prefix == "coverage":
+        return _coverage(name, rest, options)
     return _own(name, asynchronous, costs, options)
 
 
 def names() -> list[str]:
-    """What `make` knows without a user's own code: gymnax's ids, Gymnasium's as gym:ID, EnvPool's are too many, the probes, the exact problems."""
+    """What `make` knows without a user's own code: gymnax's ids, Gymnasium's as gym:ID, EnvPool's are too many, probes, exact problems, coverage."""
     from polopt.envs.exact.dynamics import EXACT
+    from polopt.envs.set_rewards import GRIDS
 
     found = list(gymnax_catalogue.IDS) if gymnax_catalogue.installed() else []
-    return [*found, *(f"gym:{i}" for i in _gymnasium_ids()), *(f"probe:{probe}" for probe in PROBES), *(f"exact:{known}" for known in EXACT)]
+    own = {"probe": PROBES, "exact": EXACT, "coverage": GRIDS}
+    return [*found, *(f"gym:{i}" for i in _gymnasium_ids()), *(f"{prefix}:{known}" for prefix, all in own.items() for known in all)]
 
 
 def _gymnasium_ids() -> list[str]:
@@ -105,6 +111,16 @@ def _exact(name: str, rest: str, options) -> JaxEnvironment:
         dynamics = named(rest, **options)
     if dynamics is None:
         raise _unknown(name, [f"exact:{known}" for known in EXACT])
+    return JaxEnvironment(name, dynamics)
+
+
+def _coverage(name: str, rest: str, options) -> JaxEnvironment:
+    from polopt.envs.set_rewards import GRIDS, named
+
+    with _sentences(name):
+        dynamics = named(rest, **options)
+    if dynamics is None:
+        raise _unknown(name, [f"coverage:{known}" for known in GRIDS])
     return JaxEnvironment(name, dynamics)
 
 

@@ -267,7 +267,8 @@ def group_relative(
         rewards: (batch,), one per completion.
         group_ids: (batch,), which prompt each completion answers.
         scale: 'group' divides by the group's deviation (GRPO); 'batch' by that of the centred rewards of all completions (Lite PPO, arXiv
-            2508.08221); 'none' not at all (Dr. GRPO, arXiv 2503.20783). `reduction.standardise` of the latter over all tokens is
+            2508.08221); 'uncentred_batch' by that of the rewards themselves of all completions, differences between groups included (TRL's
+            scale_rewards="batch"); 'none' not at all (Dr. GRPO, arXiv 2503.20783). `reduction.standardise` of the latter over all tokens is
             REINFORCE++-baseline (arXiv 2501.03262).
         ddof: std = sqrt( sum (r - mean)^2 / (n - ddof) ), where there is a scale. Libraries have 0 or 1: a pair gets +-1 or +-0.707.
         epsilon: added to the deviation. Libraries have 1e-4, 1e-6, 1e-9.
@@ -276,7 +277,7 @@ def group_relative(
 
     A group whose rewards are all equal gets exactly 0.
     """
-    check_choice("group_relative", "scale", scale, ("group", "batch", "none"))
+    check_choice("group_relative", "scale", scale, ("group", "batch", "uncentred_batch", "none"))
     rewards, weight, index = _grouped("group_relative", rewards, group_ids, mask)
     size = group_sum(weight, index)
     centred = (rewards - _group_mean(rewards, weight, index)) * weight
@@ -284,7 +285,9 @@ def group_relative(
         advantage = centred
     else:
         xp = array_namespace(centred)
-        total, n = (group_sum(centred**2, index), size) if scale == "group" else (xp.sum(centred**2), xp.sum(weight))
+        n = size if scale == "group" else xp.sum(weight)
+        spread = (rewards - safe_divide(xp.sum(rewards * weight), n)) * weight if scale == "uncentred_batch" else centred
+        total = group_sum(spread**2, index) if scale == "group" else xp.sum(spread**2)
         advantage = safe_divide(centred, safe_sqrt(safe_divide(total, n - ddof)) + epsilon)
     return _with_singles(advantage, rewards, size, group_of_one)
 

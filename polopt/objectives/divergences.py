@@ -27,10 +27,18 @@ def k2(log_prob: Array, ref_log_prob: Array, *, mask: Array | None = None) -> Ar
     return 0.5 * _gap("k2", log_prob, ref_log_prob, mask) ** 2
 
 
-def k3(log_prob: Array, ref_log_prob: Array, *, mask: Array | None = None) -> Array:
-    """ref/pi - 1 - log(ref/pi) at samples of pi: unbiased for KL(pi || ref), never negative, with the gradient of KL(ref || pi)."""
+def k3(log_prob: Array, ref_log_prob: Array, *, cap: float | None = None, mask: Array | None = None) -> Array:
+    """ref/pi - 1 - log(ref/pi) at samples of pi: unbiased for KL(pi || ref), never negative, with the gradient of KL(ref || pi).
+
+    cap: what is larger is cut to this and has no gradient. None does not; verl has 10.
+    """
     u = _gap("k3", log_prob, ref_log_prob, mask)
-    return array_namespace(u).expm1(-u) + u
+    xp = array_namespace(u)
+    if cap is None:
+        return xp.expm1(-u) + u
+    # Where |u| > cap + 1 the estimate is above the cap in any case; exp(-u) could be infinite there, and its gradient NaN.
+    u = xp.clip(u, -(cap + 1), cap + 1)
+    return xp.clip(xp.expm1(-u) + u, max=cap)
 
 
 def _gap(function: str, log_prob: Array, ref_log_prob: Array, mask: Array | None) -> Array:

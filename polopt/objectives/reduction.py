@@ -59,7 +59,7 @@ def reduce(
     return safe_divide(total, xp.sum(share)) if count is None else total / count
 
 
-def standardise(x: Array, mask: Array | None = None, *, ddof: int = 0, epsilon: float = 1e-8) -> Array:
+def standardise(x: Array, mask: Array | None = None, *, ddof: int = 0, epsilon: float = 1e-8, epsilon_in: str = "deviation") -> Array:
     """(x - mean) / (std + epsilon) over all elements where the mask is 1; 0 elsewhere, and 0 everywhere if x is constant.
 
     Over the advantages of a minibatch it is what every PPO code does; over all tokens of the batch it is REINFORCE++'s global
@@ -69,8 +69,10 @@ def standardise(x: Array, mask: Array | None = None, *, ddof: int = 0, epsilon: 
         x: any shape.
         mask: of x's shape, or of one that x broadcasts to; None counts every element.
         ddof: std = sqrt( sum (x - mean)^2 / (n - ddof) ). Codes in PyTorch have 1 by torch.std's default, in JAX and NumPy 0.
-        epsilon: added to the standard deviation. Some libraries add it to the variance.
+        epsilon: added to the standard deviation.
+        epsilon_in: 'deviation', or 'variance' to add it to the variance under the root, as verl does.
     """
+    check_choice("standardise", "epsilon_in", epsilon_in, ("deviation", "variance"))
     check_shapes("standardise", x=x, mask=mask)
     xp = array_namespace(x)
     (x,) = zero_masked(mask, x)
@@ -79,5 +81,5 @@ def standardise(x: Array, mask: Array | None = None, *, ddof: int = 0, epsilon: 
     mean = safe_divide(xp.sum(x * weight), n)
     mean = mean + safe_divide(xp.sum((x - mean) * weight), n)  # takes away rounding, which 1/epsilon would blow up on a constant x
     centred = (x - mean) * weight
-    std = safe_sqrt(safe_divide(xp.sum(centred**2), n - ddof))
-    return safe_divide(centred, std + epsilon)
+    variance = safe_divide(xp.sum(centred**2), n - ddof)
+    return safe_divide(centred, safe_sqrt(variance) + epsilon if epsilon_in == "deviation" else safe_sqrt(variance + epsilon))

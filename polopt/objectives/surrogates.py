@@ -40,6 +40,7 @@ def clipped(
     high: float | None = None,
     dual: float | None = None,
     *,
+    log_ratio_limit: float | None = None,
     mask: Array | None = None,
 ) -> Array:
     """-min( r A, clip(r, 1 - low, 1 + high) A ), PPO's pessimistic surrogate (arXiv 1707.06347).
@@ -47,8 +48,10 @@ def clipped(
     Args:
         low, high: widths of the clip on either side of 1. high=None takes low (PPO); high > low is DAPO's clip-higher (arXiv 2503.14476).
         dual: c > 1 bounds the loss by -c A where A < 0 (dual clip, arXiv 1912.09729). Off unless given; one library has c = 3 on.
+        log_ratio_limit: log r is cut at +- this, beyond which r has no gradient. None does not; verl has 20.
     """
     log_ratio, advantage = _log_ratio("clipped", log_prob, old_log_prob, advantage, mask)
+    log_ratio = _limited(log_ratio, log_ratio_limit)
     return _clipped(log_ratio, advantage, low, high, dual)
 
 
@@ -103,6 +106,7 @@ def cispo(
     high: float | None = None,
     cap: float | None = None,
     low: float | None = None,
+    log_ratio_limit: float | None = None,
     mask: Array | None = None,
 ) -> Array:
     """-sg(clip(r, 1 - low, bound)) A log pi (CISPO, arXiv 2506.13585): the weight is clipped, the gradient of no token is.
@@ -111,6 +115,7 @@ def cispo(
         high: the bound is 1 + high, as in the paper.
         cap: the bound is cap itself, as in the libraries that clamp the ratio by an absolute number. Exactly one of the two is given.
         low: the lower bound is 1 - low; None is no lower bound, as the paper runs it.
+        log_ratio_limit: log r is cut at +- this before it is clipped. None does not; verl has 20.
     """
     if (high is None) == (cap is None):
         raise ValueError(
@@ -119,6 +124,7 @@ def cispo(
     log_ratio, advantage = _log_ratio("cispo", log_prob, old_log_prob, advantage, mask)
     (log_prob,) = zero_masked(mask, log_prob)
     xp = array_namespace(log_ratio)
+    log_ratio = _limited(log_ratio, log_ratio_limit)
     weight = xp.clip(xp.exp(log_ratio), min=None if low is None else 1 - low, max=cap if high is None else 1 + high)
     return -stop_gradient(weight) * advantage * log_prob
 
@@ -243,6 +249,10 @@ def _log_ratio(
     check_shapes(function, log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage, mask=mask, segment_ids=segment_ids)
     log_prob, old_log_prob, advantage = zero_masked(mask, log_prob, old_log_prob, advantage)
     return log_prob - stop_gradient(old_log_prob), stop_gradient(advantage)
+
+
+def _limited(log_ratio: Array, limit: float | None) -> Array:
+    return log_ratio if limit is None else array_namespace(log_ratio).clip(log_ratio, -limit, limit)
 
 
 def _sequence_mean(x: Array, mask: Array | None, segment_ids: Array | None) -> Array:

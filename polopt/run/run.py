@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from polopt.envs.host import clear_errors
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.methods import registry
+from polopt.policies import saved
 from polopt.run import records
 from polopt.run.agent import Agent
 from polopt.run.data import load_data
@@ -161,6 +163,19 @@ def load(directory: str | os.PathLike, env=None, data=None) -> "Run":
     if missing:
         raise RunError(f"{path / 'run.json'} has no {', '.join(missing)}. Bring it back from a copy, or train again into another folder.")
     return Run(path, None if env is None else _environment(env), None if data is None else load_data(data))
+
+
+@saved.opened_by
+def _policy_of(directory: str):
+    """The best policy of a run, as NumPy arrays, for methods that build on trained policies."""
+    config = Path(directory) / "run.json"
+    return _opened_policy(str(Path(directory).resolve()), config.stat().st_mtime_ns if config.exists() else 0)
+
+
+@functools.lru_cache(maxsize=32)
+def _opened_policy(directory: str, written: int):
+    with jax.ensure_compile_time_eval():  # a method may ask while it is being compiled
+        return jax.tree.map(np.asarray, load(directory).policy().policy)
 
 
 class Run:

@@ -301,6 +301,13 @@ def test_scale_of_the_batch():
     np.testing.assert_allclose(group_relative(rewards, ids, epsilon=0.0), [1, -1, 1, -1], rtol=1e-9)
 
 
+def test_the_batchs_deviation_of_the_rewards_themselves():
+    """TRL's scale_rewards="batch": 1, 0, 11, 10 have deviation 5.0249 and within their groups 0.5."""
+    rewards, ids = np.array([1.0, 0.0, 11.0, 10.0]), np.array([0, 0, 1, 1])
+    np.testing.assert_allclose(group_relative(rewards, ids, scale="batch", epsilon=0.0), [1, -1, 1, -1])
+    np.testing.assert_allclose(group_relative(rewards, ids, scale="uncentred_batch", epsilon=0.0), np.array([0.5, -0.5, 0.5, -0.5]) / 25.25**0.5)
+
+
 def test_length_weighted_baseline():
     """Catalogue, opo, oracles 1 to 4."""
     ids = np.zeros(2, int)

@@ -250,3 +250,12 @@ def test_refusals():
         kl_loss(x, x, estimator="k4")
     with pytest.raises(ValueError, match=r"log_q \(3,\)"):
         categorical_kl(x, x[0])
+
+
+def test_the_cap_of_k3():
+    """verl cuts k3 at 10 on both sides, without gradient there; log-ratios of a thousand are no infinity."""
+    gap = torch.tensor([-1000.0, -3.0, 1.0, 11.5], dtype=torch.float64, requires_grad=True)
+    value = divergences.k3(gap, torch.zeros(4, dtype=torch.float64), cap=10.0)
+    value.sum().backward()
+    np.testing.assert_allclose(value.detach(), [10, 10, np.exp(-1), 10])
+    np.testing.assert_allclose(gap.grad, [0, 0, 1 - np.exp(-1), 0])

@@ -90,3 +90,12 @@ def test_refusals():
         reduce(x, np.ones((2, 4)), "token")
     with pytest.raises(ValueError, match=r"mask \(3,\)"):
         standardise(x, np.ones(3))
+
+
+def test_epsilon_in_the_variance():
+    """verl's whitening: / sqrt(var + eps). Numbers of the size of sqrt(eps) show where it is added."""
+    x = np.array([1e-4, -1e-4])
+    np.testing.assert_allclose(standardise(x, epsilon=1e-8, epsilon_in="variance"), [0.5**0.5, -(0.5**0.5)])
+    np.testing.assert_allclose(standardise(x, epsilon=1e-8), [1, -1], rtol=2e-4)
+    with pytest.raises(ValueError, match="epsilon_in='std'"):
+        standardise(x, epsilon_in="std")

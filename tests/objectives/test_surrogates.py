@@ -276,3 +276,14 @@ def test_refusals():
         cispo(new, old, advantage, high=0.2, cap=1.2)
     with pytest.raises(ValueError, match="ratio='sequence'.*'trajectory'"):
         topr(new, old, advantage, ratio="sequence")
+
+
+def test_the_limit_of_the_log_ratio():
+    """A punished token whose ratio is e^30 costs e^30 without a limit, and e^20 with no gradient with verl's."""
+    log_prob, old, advantage = torch.tensor([[30.0]], dtype=torch.float64, requires_grad=True), torch.zeros(1, 1), -torch.ones(1, 1)
+    loss = clipped(log_prob, old, advantage, 0.2, log_ratio_limit=20.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(np.exp(20)) and float(log_prob.grad) == 0
+    assert float(clipped(log_prob.detach(), old, advantage, 0.2)) == pytest.approx(np.exp(30))
+    weight = -cispo(np.full(1, 30.0), np.zeros(1), np.ones(1), cap=1e12, log_ratio_limit=20.0) / 30
+    np.testing.assert_allclose(weight, np.exp(20))

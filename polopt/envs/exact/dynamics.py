@@ -43,14 +43,26 @@ class TabularDynamics(_Problem):
     mdp:      the process; stage-dependent ones last as many steps as they describe.
     horizon:  steps after which an episode is cut; None for no limit.
     observe:  "integer": the state's number, or what it shows if the process has observations; "one-hot": the same as a vector;
-              "clock": (that number, steps made), for policies that depend on the time.
+              "clock": (that number, steps made), for policies that depend on the time; "features": the state's row of `features`.
+    features: (S, d) numbers that describe each state, for "features".
     ends:     what the horizon is: "truncated", a time limit beyond which states have value, or "terminated", the problem's own end.
     noise:    "none": the mean reward; "bernoulli": 1 with the mean as its chance, else 0; a number: Gaussian of that standard deviation.
     """
 
-    def __init__(self, mdp: tabular.TabularMDP, horizon: int | None = None, *, observe="integer", ends="truncated", noise: float | str = "none"):
+    def __init__(
+        self,
+        mdp: tabular.TabularMDP,
+        horizon: int | None = None,
+        *,
+        observe="integer",
+        ends="truncated",
+        noise: float | str = "none",
+        features=None,
+    ):
         tabular.check(mdp)
-        _one_of("observe", observe, ("integer", "one-hot", "clock"))
+        _one_of("observe", observe, ("integer", "one-hot", "clock", "features"))
+        if (observe == "features") != (features is not None):
+            raise ValueError(f"observe is {observe!r} and features are {'not ' if features is None else ''}given; give both, or neither.")
         _one_of("ends", ends, ("truncated", "terminated"))
         if isinstance(noise, str):
             _one_of("noise", noise, ("none", "bernoulli"))
@@ -61,13 +73,16 @@ class TabularDynamics(_Problem):
             raise ValueError(f"{'ends' if ends == 'terminated' else 'observe'} speaks of a horizon, but there is none; give one.")
         if horizon is not None and horizon < 1:
             raise ValueError(f"The horizon is {horizon}, but at least 1 step is expected.")
-        self.mdp, self.key = _keep(mdp, horizon, observe, ends, noise)
+        self.features = None if features is None else np.asarray(features, np.float32)
+        self.mdp, self.key = _keep(mdp, horizon, observe, ends, noise, None if features is None else self.features.tobytes())
         self.horizon, self.observe, self.ends, self.noise = horizon, observe, ends, noise
         self.objectives = mdp.objectives
         self.costs = 0 if mdp.cost is None else mdp.cost.shape[-1]
         self.shown = np.arange(mdp.states) if mdp.observation is None else np.asarray(mdp.observation)
         kinds = int(self.shown.max()) + 1
         spaces: dict[str, Space] = {"integer": Discrete(kinds), "one-hot": Box(0.0, 1.0, (kinds,))}
+        if features is not None:
+            spaces["features"] = Box.of(self.features.min(0), self.features.max(0), self.features.shape[1:])
         self.observation_space = MultiDiscrete((kinds, horizon + 1)) if observe == "clock" else spaces[observe]
         self.action_space = Discrete(mdp.actions)
         # mass is summed in the process's own precision, then rounded
@@ -99,6 +114,8 @@ class TabularDynamics(_Problem):
         return mean + self.noise * jax.random.normal(key, mean.shape, jnp.float32)
 
     def _show(self, s, t):
+        if self.observe == "features":
+            return jnp.asarray(self.features)[s]
         shown = jnp.asarray(self.shown, jnp.int32)[s]
         if self.observe == "one-hot":
             return jax.nn.one_hot(shown, self.observation_space.shape[0], dtype=jnp.float32)
@@ -197,6 +214,11 @@ def _bandit(contexts: int = 1, arms: int = 10, reward: str = "bernoulli", seed: 
     return BanditDynamics(bandits.random_bandit(jax.random.key(seed), arms, contexts, reward=reward))
 
 
+def _queue_lengths(horizon: int = 100, *, buffer: int = 10, ends: str = "truncated", **options):
+    lengths = np.stack(np.divmod(np.arange((buffer + 1) ** 2), buffer + 1), -1) / buffer
+    return TabularDynamics(problems.two_queues(buffer=buffer, **options), horizon, observe="features", ends=ends, features=lengths)
+
+
 def _lqr(horizon: int = 100, limit: float | None = None, **options):
     return LQRDynamics(lqr.double_integrator(**options), horizon, limit=limit)
 
@@ -215,6 +237,7 @@ EXACT = {
     "random-mdp-0": _named(_random_mdp(0), 100),
     "riverswim": _named(problems.riverswim, 100),
     "stay-move": _named(problems.stay_move, 100),
+    "two-queue-lengths": _queue_lengths,
     "two-queues": _named(problems.two_queues, 100),
 }
 """Makers of environments by name; `random-mdp-` may end in any seed."""

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import polopt
 from polopt.core import parts, spaces
 from polopt.data.replay import Transitions
 from polopt.envs.exact import lqr
 from polopt.envs.exact.dynamics import LQRDynamics
 from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.make import make
+from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
 from polopt.methods.policy_gradient.apg import Adaptation, FromRun, Gain, ResidualActor, apg, guard
 
@@ -131,6 +133,21 @@ def test_a_small_gradient_ends_the_adaptation():
 def test_the_middle_of_the_box_stands_for_no_run():
     learner = parts.replace(rule(), {}).__class__(FromRun()).init(ENV, jax.random.key(0))
     assert isinstance(learner.actor, ResidualActor) and not np.any(learner.actor(jnp.ones(2), ()))
+
+
+def test_the_policy_of_a_run_is_where_it_starts(tmp_path):
+    """`run` names a folder; what stands there acts until the adaptation moves away from it."""
+    sizes = dict.fromkeys(("rule__actor_network__hidden", "rule__critic_network__hidden"), (8,))
+    options = dict(steps=64, evaluations=1, episodes=1, final_episodes=1, quiet=True)
+    trained = polopt.fit("ddpg", "probe:action-continuous", out=tmp_path / "run", warmup=8, **sizes, **options)
+    env = JaxEnvironment("probe", WithCost(PROBES["action-continuous"]))
+    learner = parts.replace(Adaptation(), {"trained.run": str(trained.directory)}).init(env, jax.random.key(0))
+    agent = trained.policy()
+    for x in np.linspace(-1, 1, 5, dtype=np.float32):
+        np.testing.assert_allclose(learner.actor(jnp.array([x]), ()), agent(np.array([x])), atol=1e-6)
+    assert np.any(learner.actor(jnp.ones(1), ()))
+    with pytest.raises(ValueError, match="There is no run in"):
+        parts.replace(Adaptation(), {"trained.run": str(tmp_path / "nothing")}).init(env, jax.random.key(0))
 
 
 def test_what_cannot_work_is_refused():
