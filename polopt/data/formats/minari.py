@@ -96,7 +96,8 @@ def write(dataset: Dataset, name: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of authors and links that nobody has given
-            minari.create_dataset_from_buffers(name, buffers, description=dataset.name, **described, **reference)
+            made = minari.create_dataset_from_buffers(name, buffers, description=dataset.name, **described)
+        made.storage.update_metadata(reference)  # Minari itself keeps these only of an environment that it can make
     except ValueError as error:
         raise DataError(f"The Minari dataset {name} cannot be written ({str(error).rstrip('.')}).") from error
 
