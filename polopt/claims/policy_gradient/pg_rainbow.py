@@ -58,10 +58,11 @@ def on_the_grid(method, inner, seeds) -> Side:
 def run(seeds: list[int]) -> dict[str, Side]:
     cartpole = simulated("CartPole-v1", STEPS)
     raw = {"normalise_rewards": False}
+    small = {"samples": 8, "cosines": 16, "quantile_network.hidden": (32, 32), "updates": 32}
     return {
-        "PG-Rainbow, grid": on_the_grid(replace(pg_rainbow(grid()), raw), lambda state: state.ppo, seeds),
+        "PG-Rainbow, grid": on_the_grid(replace(pg_rainbow(grid()), raw | small), lambda state: state.ppo, seeds),
         "PPO, grid": on_the_grid(replace(ppo(grid()), raw), lambda state: state, seeds),
-        "PG-Rainbow, CartPole": trained(pg_rainbow(cartpole), cartpole, seeds),
+        "PG-Rainbow, CartPole": trained(replace(pg_rainbow(cartpole), small), cartpole, seeds),
         "PPO, CartPole": trained(ppo(cartpole), cartpole, seeds),
     }
 
