@@ -21,7 +21,7 @@ from polopt.methods.actor_critic.ddpg import Deterministic
 from polopt.methods.policy_gradient.apg import Adaptation, Gain, apg
 
 STEPS = 10_000
-EVERY = 1_000  # steps between two evaluations
+EVERY = 400  # steps between two evaluations
 HORIZON = 50  # steps of an episode
 NEEDED = "steps until the cost is within 10 % of the optimum"
 LOST = "cost of keeping the new set point / the best regulator's, at the end"
