@@ -72,7 +72,7 @@ def test_a_run_without_an_environment(tmp_path):
 def test_a_run_that_is_evaluated_draws_its_evaluations(tmp_path):
     run = fit(tmp_path / "a", evaluate_on=DISCRETE)
     assert set(json.loads((tmp_path / "a" / "evaluation.json").read_text())) == {"last", "best"}
-    assert "against updates per seed" in (tmp_path / "a" / "report.html").read_text()
+    assert "return against updates for bc" in (tmp_path / "a" / "report.html").read_text()
     assert run.config["command"].startswith("polopt.fit('bc', data=data, evaluate_on='probe:credit'")
 
 
