@@ -164,6 +164,8 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert code == 0 and "Nothing was evaluated" in out, err
     code, _, err = polopt_says(capsys, "train", "bc", "--env", DISCRETE)
     assert code == 2 and "The method bc needs a dataset (--data)" in one_sentence(err)
+    code, _, err = polopt_says(capsys, "train", "ppo")
+    assert code == 2 and "There is nothing to learn from: give an environment (--env CartPole-v1), or data (--data FILE)" in one_sentence(err)
     code, _, err = polopt_says(capsys, "train", "dataset_measures", "--data", "d.npz")
     assert code == 2 and "is an analysis: nothing is trained by it" in one_sentence(err)
     code, _, err = polopt_says(capsys, "data", "show", "none.npz")
