@@ -131,7 +131,6 @@ def test_a_mistake_is_one_sentence(line, capsys, tmp_path, monkeypatch):
 
 
 OPTION_MISTAKES = {
-    "train ppo": ["--env", "required"],
     "train ppo --env probe:action --no-such-field 3": ["--no-such-field"],
     "train ppo --env probe:action --clip wide": ["--clip", "'wide'"],
     "train ppo --env probe:action --steps many": ["--steps", "'many'"],

@@ -261,7 +261,7 @@ def _curves(records: Sequence[Record], names: list[str]) -> str:
             figures.append(f"<p>No return has been recorded on {escape(env)} yet.</p>")
             continue
         along = records[members[0]].horizontal
-        label = f"Learning curves on {env}: return against {along} for {', '.join(names[i] for i in members)}"
+        label = f"Learning curves on {env}: return against {along.replace(' per seed', '')} for {', '.join(names[i] for i in members)}"
         # Two drawings, of which the page shows the one that fits, so that the writing keeps its size.
         wide = line_chart(series, 900, 380, label, along)
         narrow = line_chart(series, 360, 290, label, along)
@@ -283,7 +283,7 @@ def _diagnostics(records: Sequence[Record], names: list[str]) -> str:
         series = [s for i, r in enumerate(records) if (s := charts.metric_series(r, metric, i))]
         if not series:
             continue
-        picture = line_chart(series, 340, 190, f"{metric} against {along}")
+        picture = line_chart(series, 340, 190, f"{metric} against {along.replace(' per seed', '')}")
         note = ' <span class="quiet">(spikes cut off)</span>' if charts.limits(series)[2] else ""
         figures.append(f"<figure><figcaption>{escape(metric)}{note}</figcaption>{picture}</figure>")
     if not figures:

@@ -214,8 +214,8 @@ def _contexts(name):
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
     if "rule.clip" in known:  # of weights that grow with the advantage: so that the largest one binds
-        steep = {"rule.beta": 20.0} if "rule.beta" in known else {"rule.temperature": 0.05}
-        found += [(on, parts.replace(method, {**steep, "rule.clip": 1.0})) for on, method in found]
+        gentle = {"rule.beta": 0.1} if "rule.beta" in known else {"rule.temperature": 10.0}
+        found += [(on, parts.replace(method, {**gentle, "rule.clip": 1.0})) for on, method in found]
     if "replay.prioritised" in known:
         found.append((on, parts.replace(method, {"replay.prioritised": True})))
     return found

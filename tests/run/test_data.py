@@ -72,7 +72,7 @@ def test_a_run_without_an_environment(tmp_path):
 def test_a_run_that_is_evaluated_draws_its_evaluations(tmp_path):
     run = fit(tmp_path / "a", evaluate_on=DISCRETE)
     assert set(json.loads((tmp_path / "a" / "evaluation.json").read_text())) == {"last", "best"}
-    assert "against updates per seed" in (tmp_path / "a" / "report.html").read_text()
+    assert "return against updates for bc" in (tmp_path / "a" / "report.html").read_text()
     assert run.config["command"].startswith("polopt.fit('bc', data=data, evaluate_on='probe:credit'")
 
 
@@ -164,6 +164,8 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert code == 0 and "Nothing was evaluated" in out, err
     code, _, err = polopt_says(capsys, "train", "bc", "--env", DISCRETE)
     assert code == 2 and "The method bc needs a dataset (--data)" in one_sentence(err)
+    code, _, err = polopt_says(capsys, "train", "ppo")
+    assert code == 2 and "There is nothing to learn from: give an environment (--env CartPole-v1), or data (--data FILE)" in one_sentence(err)
     code, _, err = polopt_says(capsys, "train", "dataset_measures", "--data", "d.npz")
     assert code == 2 and "is an analysis: nothing is trained by it" in one_sentence(err)
     code, _, err = polopt_says(capsys, "data", "show", "none.npz")

@@ -43,5 +43,5 @@ CLAIM = Claim(
     seconds=150,
     analysis="On expert data the loss against cloning is 37 with an interval from 184 to 3: most logs lose little and a few much, and ten seeds do "
     "not settle whether it is below 60. In the pilot (seeds 1000 to 1004) the same sizes lost at most 10. Without the shift of the rewards the actor "
-    "leaves the expert on most logs, for lambda divides by a mean of |Q| that is near 0; the paper's tasks pay for staying alive and have no such values.",
+    "leaves the expert on most logs, for lambda divides by a mean of |Q| that is near 0; the paper's tasks pay for staying alive and have none.",
 )
