@@ -68,5 +68,10 @@ CLAIM = Claim(
         Check(EVALUATED, "DDPG", over="the last 256 transitions", above=150),
         Check(GAIN, "DDPG on a linear system", below=0.1),
     ),
-    seconds=150,
+    seconds=180,
+    analysis="On Pendulum the claim's sense holds: DDPG ends at -143, without slow targets at -635 (most seeds still learn something, which the "
+    "catalogue's pilot of -1320 did not show), and a small replay costs 258. It fails on the linear system: of ten actors two are within 12 % of the "
+    "Riccati gain, five sit at a limit of the input or near 0. Costs there are of the order of x^2 / 10 with |x| mostly below .3, so that the "
+    "critic's error outweighs the slope that the actor follows into the flat ends of its tanh. Not tried yet: larger noise, costs of the order of 1, "
+    "a linear actor.",
 )
