@@ -32,7 +32,6 @@ SMALL = {
     "replay.capacity": 64,
     "batch_size": 8,
     "warmup": 4,
-    "behaviour.adaptation.step.learning_rate": 0.03,  # so that what bounds its steps binds
 }
 # Never more than by default, so that one-pass methods stay one-pass.
 AT_MOST = {
