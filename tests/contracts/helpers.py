@@ -45,6 +45,7 @@ AT_MOST = {
     "refresh_every": 2,
     "preparation": 1,
     "critic_steps": 1,
+    "directions": 2,
     "quantiles": 4,
     "samples": 4,
     "cosines": 4,
