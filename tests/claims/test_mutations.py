@@ -25,13 +25,13 @@ from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
 from polopt.loops.episodes import Episodes
 from polopt.loops.on_policy import OnPolicy
+from polopt.loops.trust_region import TrustRegion
 from polopt.loops.utilities import Imitation
 from polopt.methods.actor_critic import ddpg, dqn, sac, td3
 from polopt.methods.policy_gradient import d_ppo, mdpo, polyak_pg, ppo
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.policy_gradient.general_utilities import VarianceReduced
 from polopt.objectives import advantages, divergences, reduction, surrogates, values
-from polopt.optim import trust_region
 from polopt.policies.distributions import Categorical
 from tests.loops import test_episodes as of_episodes
 from tests.methods.actor_critic import test_ddpg as of_ddpg
@@ -165,7 +165,7 @@ adapts = cases(of_ppo.test_the_penalty_adapts)
 standardised = cases(of_reduction.test_standardise)
 biases = cases(of_divergences.test_stated_biases_are_true)
 mirror = of_mdpo.test_many_steps_reach_the_closed_form
-line_search = cases(of_trpo.test_the_line_search_takes_the_first_acceptable_step_or_none)
+within_budget = cases(of_trpo.test_no_iteration_spends_more_than_the_budget)
 largest_go = of_d_ppo.test_where_the_sum_is_zero_the_largest_of_each_sign_go
 smaller = of_ddpg.test_the_smaller_critic_makes_the_targets
 soft = of_sac.test_the_target_counts_the_entropy
@@ -203,7 +203,7 @@ MUTATIONS = [
     Mutation("spo: half the width", surrogates.quadratic_drift, "(2 * width)", "width", slopes),
     Mutation("mdpo: divides by nothing", surrogates.mdpo, "kl / step_size", "kl * step_size", mirror),
     Mutation("mdpo: the policy before as a bonus", mdpo.soft_mirror_loss, "+ temperature * old", "- temperature * old", with_equal_weights),
-    Mutation("trpo: the line search does not shorten", trust_region.backtrack, "fraction * shrink)", "fraction)", line_search),
+    Mutation("trpo: downhill", TrustRegion.__call__, "jnp.negative", "jnp.positive", within_budget),
     Mutation("d_ppo: a sample counts with itself", d_ppo.cross_terms, "(phi) - phi)", "(phi) + phi)", of_d_ppo.test_the_numbers_of_the_catalogue),
     Mutation("d_ppo: keeps the harmful", d_ppo.kept, "argsort(-cross_terms", "argsort(cross_terms", largest_go),
     Mutation("ddpg: downhill", ddpg.action_gradient_loss, "return -jnp", "return jnp", of_ddpg.test_the_actor_climbs_a_known_critic),
@@ -220,7 +220,7 @@ MUTATIONS = [
     Mutation("standardise: not centred", reduction.standardise, "centred = (x - mean) * weight", "centred = x * weight", standardised),
     Mutation("value: the optimistic of both errors", values.clipped_squared, "xp.maximum(", "xp.minimum(", of_values.test_clipped_value_loss),
     Mutation("value: sign of the target", values._residual, "target - value", "-target - value", of_values.test_expectile_slopes),
-    Mutation("k3: the other direction", divergences.k3, "expm1(-u) + u", "expm1(u) - u", of_surrogates.test_k3_of_the_update),
+    Mutation("k3: the other direction", divergences.k3, "return xp.expm1(-u) + u", "return xp.expm1(u) - u", of_surrogates.test_k3_of_the_update),
     Mutation("KL: of the wrong order", divergences.categorical_kl, "xp.exp(log_p) *", "-xp.exp(log_q) *", biases),
 ]
 
