@@ -211,7 +211,7 @@ class Episodes:
     def credit(self, trajectories: Trajectories, rewards=None) -> jax.Array:
         """G_t, less the baseline, (N, T)."""
         rewards = self.discounted(trajectories.reward if rewards is None else rewards)
-        returns = jnp.flip(jnp.cumsum(jnp.flip(rewards, 1), 1), 1)
+        returns = jnp.flip(jnp.cumsum(jnp.flip(rewards, axis=1), axis=1), axis=1)
         if not self.baseline:
             return returns
         going = trajectories.mask.astype(returns.dtype)
