@@ -213,6 +213,7 @@ def _contexts(name):
         found.append((on, parts.replace(method, {"on_policy": False})))
     if known.get("critic") is False:
         found.append((on, parts.replace(method, {"critic": True})))
+        found.append((on, parts.replace(method, {"critic": True, "critic_network.core": "lstm"})))
     if "rule.clip" in known:  # of weights that grow with the advantage: so that the largest one binds
         gentle = {"rule.beta": 0.1} if "rule.beta" in known else {"rule.temperature": 10.0}
         found += [(on, parts.replace(method, {**gentle, "rule.clip": 1.0})) for on, method in found]

@@ -47,7 +47,7 @@ def total_variation(radius: float) -> Functional:
         order = jnp.argsort(-values)
         v, p = values[order], P[..., order]
         mass = jnp.minimum(radius, 1 - p[..., -1:])
-        moved = jnp.clip(mass - (jnp.cumsum(p, -1) - p), 0, p)
+        moved = jnp.clip(mass - (jnp.cumsum(p, axis=-1) - p), 0, p)
         return p @ v + mass[..., 0] * v[-1] - moved @ v
 
     return worst
