@@ -214,7 +214,7 @@ def _print_final(run) -> None:
     config = run.config
     if not final:
         print("Nothing was evaluated: no environment was given. Evaluate with: polopt evaluate " + f"{run.directory} --env ENV")
-    for which in final:
+    for which in (name for name in ("last", "best") if name in final):
         s = final[which]
         print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
     for seed, why in run.status["stopped"].items():
