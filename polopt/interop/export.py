@@ -10,6 +10,7 @@ takes its carry first and gives the next one first; the carry of a new episode i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -148,13 +149,14 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
     try:
         # Traced before conversion: jax2onnx puts its own functions in the place of jax.numpy's, and some of those go wrong under vmap.
         program = jax.make_jaxpr(_batched(policy))(*example)
-        model = jax2onnx.to_onnx(
-            jax.extend.core.jaxpr_as_fun(_without_empty_arrays(program)),
-            jax.tree.leaves(example),
-            model_name="polopt_policy",
-            input_names=[tensor.name for tensor in inputs],
-            output_names=[tensor.name for tensor in outputs],
-        )
+        with _kept_as_it_is(jnp):
+            model = jax2onnx.to_onnx(
+                jax.extend.core.jaxpr_as_fun(_without_empty_arrays(program)),
+                jax.tree.leaves(example),
+                model_name="polopt_policy",
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in outputs],
+            )
         facts = model.metadata_props.add()
         facts.key, facts.value = "polopt", json.dumps(_facts(policy))
         content = model.SerializeToString()
@@ -168,6 +170,16 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
         return jax.tree.unflatten(result, session.run(None, dict(zip([tensor.name for tensor in inputs], flat))))
 
     return content, run
+
+
+@contextlib.contextmanager
+def _kept_as_it_is(module):
+    """Undo what is put in the place of the module's functions: jax2onnx leaves a `jnp.cumsum` behind that takes its axis by keyword only."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def _without_empty_arrays(program: jax.extend.core.ClosedJaxpr) -> jax.extend.core.ClosedJaxpr:

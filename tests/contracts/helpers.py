@@ -53,8 +53,9 @@ AT_MOST = {
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
 ELSEWHERE = {"rule.trained.run"}  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
-# Without values: their returns end with the episode, however it ends.
+# Without values, returns end with the episode, however it ends.
 WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
+WITHOUT_VALUES = [name for name in NAMES if not getattr(registry.load(name)(None), "critic", True)]
 COSTLY = Path(__file__).with_name("costly.py")
 
 

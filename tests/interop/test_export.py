@@ -202,6 +202,12 @@ def test_a_carry_that_starts_elsewhere_is_refused(tmp_path):
         export(Offset(build(core="gru")), tmp_path / "policy", "stablehlo")
 
 
+def test_jax_numpy_is_left_as_it_was(tmp_path):
+    before = dict(vars(jnp))
+    export(build(), tmp_path / "policy", "onnx")
+    assert all(vars(jnp)[name] is value for name, value in before.items())
+
+
 def test_unknown_formats_and_places_are_told(tmp_path):
     with pytest.raises(ExportError, match="'pickle', but it must be one of onnx, stablehlo, safetensors"):
         export(build(), tmp_path / "policy", "pickle")

@@ -206,8 +206,8 @@ def cumulative(probabilities: Array) -> Array:
     Of a NumPy array, a NumPy array.
     """
     xp = np if isinstance(probabilities, np.ndarray) else jnp
-    c = xp.cumsum(probabilities, -1)
-    behind = xp.flip(xp.cumsum(xp.flip(probabilities, -1), -1), -1) - probabilities
+    c = xp.cumsum(probabilities, axis=-1)
+    behind = xp.flip(xp.cumsum(xp.flip(probabilities, -1), axis=-1), -1) - probabilities
     return xp.where(behind > 0, c / c[..., -1:], xp.ones_like(c))
 
 

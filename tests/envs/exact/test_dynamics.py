@@ -167,7 +167,7 @@ def test_names_and_mistakes():
         make("exact:gridwrold")
     with pytest.raises(UnusableEnvironment, match="does not take what it was given.*colour"):
         make("exact:chain", colour="red")
-    with pytest.raises(ValueError, match="observe is 'pixels', but one of 'integer', 'one-hot', 'clock' is expected"):
+    with pytest.raises(ValueError, match="observe is 'pixels', but one of 'integer', 'one-hot', 'clock', 'features' is expected"):
         TabularDynamics(problems.chain(), 5, observe="pixels")
     with pytest.raises(ValueError, match="speaks of a horizon, but there is none"):
         TabularDynamics(problems.chain(), observe="clock")
