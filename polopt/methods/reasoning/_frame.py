@@ -1,0 +1,18 @@
+"""What the compositions of this family share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from polopt.data.language import LanguageTask
+from polopt.optim.adam import Adam
+
+SMALL = 10_000_000  # parameters below which a model is trained from scratch here rather than tuned
+SMALL_RATE = 1e-3
+
+
+def adam(task: LanguageTask | None, rate: float = 1e-6, **more) -> Adam:
+    """Adam at the paper's step size, which is for models of billions of parameters; a small model takes `SMALL_RATE`."""
+    small = task is not None and sum(x.size for x in jax.tree.leaves(task.model) if jnp.issubdtype(x.dtype, jnp.inexact)) < SMALL
+    return Adam(learning_rate=SMALL_RATE if small else rate, anneal=False, max_grad_norm=1.0, epsilon=1e-8, **more)
