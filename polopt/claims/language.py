@@ -16,31 +16,30 @@ from polopt.data.language import LanguageTask
 ITERATIONS = "iterations"
 
 
-def learn(method, problem: Callable[[jax.Array], LanguageTask], seeds: list[int], observe: Callable[[LanguageTask, Any], dict]) -> dict[str, np.ndarray]:
+def learn(method, problem: Callable[[int], LanguageTask], seeds: list[int], observe: Callable[[LanguageTask, Any], dict]) -> dict[str, np.ndarray]:
     """Curves (seeds, iterations + 1, ...) by name: what `observe(task, policy)` gives before training and after each of the task's iterations.
 
-    problem: makes a seed's own task from a key, inside the compiled program; two methods get equal tasks for equal seeds.
+    problem: makes a seed's own task; two methods get equal tasks for equal seeds. All seeds train in one compiled program.
     The method's own metrics are added under their names, (seeds, iterations).
     """
+    tasks = [problem(seed) for seed in seeds]
+    reason = method.refuse(tasks[0])
+    if reason:
+        raise ValueError(f"{type(method).__name__} {reason}.")
 
-    def one(key):
-        k_problem, k_run = jax.random.split(key)
-        task = problem(k_problem)
-        reason = method.refuse(task)
-        if reason:
-            raise ValueError(f"{type(method).__name__} {reason}.")
-
+    def one(task, key):
         def iteration(state, _):
             state, metrics = method.step(task, state)
             return state, (observe(task, method.policy(state)), metrics)
 
-        start = method.init(task, k_run)
+        start = method.init(task, key)
         first = observe(task, method.policy(start))
         _, (after, metrics) = jax.lax.scan(iteration, start, length=task.steps)
         return {**jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, after), **metrics}
 
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    return {name: np.asarray(values, np.float64) for name, values in jax.jit(jax.vmap(one))(keys).items()}
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    return {name: np.asarray(values, np.float64) for name, values in jax.jit(jax.vmap(one))(stacked, keys).items()}
 
 
 def side(method, numbers: dict[str, np.ndarray], curves: dict[str, np.ndarray]) -> Side:
@@ -48,7 +47,3 @@ def side(method, numbers: dict[str, np.ndarray], curves: dict[str, np.ndarray]) 
     drawn = {name: (np.arange(values.shape[1]), values, ITERATIONS) for name, values in curves.items()}
     return Side(configuration(method), numbers, drawn)
 
-
-def success(task: LanguageTask, policy) -> jax.Array:
-    """(Q,): the exact expected reward of a tabular policy on each problem of a testbed, whose rewards (Q, N) are the prompts' facts."""
-    return jnp.sum(jnp.exp(policy.log_probs()) * task.prompts.facts, axis=-1)
