@@ -14,6 +14,8 @@ Learn policies, and see how good they are.
 
   train METHOD --env ENV      train a method on an environment
   train METHOD --data DATA    train a method from logged data
+  train METHOD --model MODEL --task TASK
+                              train a language model on prompts that a verifier grades
   data collect|show|convert   make a dataset, look at one, or write it in another format
   resume DIR                  go on with a run that was stopped
   evaluate DIR                evaluate a run's policies on fresh episodes, or film one
@@ -99,18 +101,26 @@ class TrainOptions:
     """for methods that learn from data: FILE.npz, .hdf5 or .parquet, a Minari or LeRobot folder, or minari:ID"""
     evaluate_on: str | None = None
     """the environment in which what was learnt from data is evaluated"""
-    steps: int = 500_000
-    """environment steps a seed, all copies counted; updates where data are given"""
+    model: str | None = None
+    """for methods of language models: tiny, or a directory in the Hugging Face layout"""
+    task: str | None = None
+    """what a language model learns: arithmetic, countdown:numbers=4, reasoning_gym:NAME, ...; or --data FILE with prompts or preferences"""
+    verifier: str | None = None
+    """who grades completions of the prompts in --data: FILE.py:FUNCTION, or math"""
+    warm_start: int | None = None
+    """iterations of supervised learning on the task's demonstrations first; by default 200 for --model tiny, else 0"""
+    steps: int | None = None
+    """environment steps a seed, all copies counted; updates where data are given (500,000); iterations of a language method (300)"""
     seeds: int = 1
     """how many seeds; seed 0, 1, ..."""
     out: str | None = None
     """the run's folder; by default runs/METHOD-ENV-NUMBER"""
     evaluations: int = 20
     """evaluations during the run; a checkpoint follows each"""
-    episodes: int = 10
-    """episodes of each evaluation, a seed"""
-    final_episodes: int = 20
-    """episodes of the evaluation at the end, a seed"""
+    episodes: int | None = None
+    """episodes of each evaluation, a seed (10; 64 completions of a language model)"""
+    final_episodes: int | None = None
+    """episodes of the evaluation at the end, a seed (20; 256 completions of a language model)"""
     log: str | None = None
     """tensorboard, wandb, mlflow, trackio, or several with commas"""
     quiet: bool = False
@@ -136,7 +146,8 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
 
     registry.find(method)
     env = _value_of(argv, "--env")
-    defaults = _defaults(method, env)  # those of methods that learn from data are general
+    small = _value_of(argv, "--model") == "tiny" or (_value_of(argv, "--task") or "").startswith("t-")
+    defaults = _defaults(method, env, small)  # those of methods that learn from data are general
     known = parts.fields(defaults)
     hints = parts.field_types(defaults)
     help_texts = parts.field_help(defaults)
@@ -159,12 +170,20 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
     return given.run, {name.replace(".", "__"): value for name, value in chosen.items() if value != known[name]}
 
 
-def _defaults(method: str, env: str | None):
+def _defaults(method: str, env: str | None, small: bool):
+    """The method with its defaults for an environment, or for a small language model."""
     from polopt.methods import registry
 
     compose = registry.load(method)
     if env is None:
-        return compose(None)
+        from polopt.envs.task import ControlTask
+
+        general = compose(None)
+        if not small or general.takes is ControlTask:
+            return general
+        from polopt.data.tasks import make_language_task
+
+        return compose(make_language_task("t-bandit"))
     from polopt.envs.make import make
     from polopt.envs.task import ControlTask
 
@@ -216,11 +235,12 @@ def _print_final(run) -> None:
         print("Nothing was evaluated: no environment was given. Evaluate with: polopt evaluate " + f"{run.directory} --env ENV")
     for which in (name for name in ("last", "best") if name in final):
         s = final[which]
-        print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(f'{x:.1f}' for x in s['per_seed'])}")
+        print(f"{which} policy: return {_interval(s)}; per seed: {', '.join(map(_number, s['per_seed']))}")
     for seed, why in run.status["stopped"].items():
         print(f"seed {seed} stopped: {why}")
     if final:
-        print(f"({config['evaluation']['final_episodes']} episodes a seed; {_average(len(config['seeds']))})")
+        what = "completions of held-out prompts" if config.get("language") else "episodes"
+        print(f"({config['evaluation']['final_episodes']} {what} a seed; {_average(len(config['seeds']))})")
     print(f"run:    {run.directory}\nreport: {run.directory / 'report.html'}\ncurve:  {run.directory / 'curve.png'}")
 
 
@@ -231,8 +251,12 @@ def _average(seeds: int) -> str:
 def _interval(s) -> str:
     low, high = s["interval"]
     if low is None or low != low:
-        return f"{s['iqm']:.1f} (one seed: no interval)"
-    return f"{s['iqm']:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{_number(s['iqm'])} (one seed: no interval)"
+    return f"{_number(s['iqm'])} [{_number(low)}, {_number(high)}]"
+
+
+def _number(x: float) -> str:
+    return f"{x:.3f}" if abs(x) < 10 else f"{x:.1f}"
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -369,6 +393,8 @@ def evaluate(argv: list[str]) -> int:
         """which episodes: another number, other episodes"""
         video: str | None = None
         """film one episode of the best seed to this .gif or .mp4"""
+        samples: int = 0
+        """of a language model: print this many completions of held-out prompts"""
 
     directory, rest = _positional(argv, "evaluate", "DIR", "polopt evaluate runs/ppo-CartPole-v1-1 --episodes 100")
     options = _cli(Options, rest, "evaluate DIR")
@@ -378,7 +404,10 @@ def evaluate(argv: list[str]) -> int:
     result = run.evaluate(options.episodes, options.env, options.policy, options.stochastic, options.key)
     print(f"{result['env']}, {options.policy} policy, {options.episodes} episodes a seed: return {_interval(result)}")
     for seed, mean in zip(run.seeds, result["per_seed"]):
-        print(f"  seed {seed}: {mean:.2f}")
+        print(f"  seed {seed}: {_number(mean)}")
+    if options.samples:
+        for row in run.samples(options.samples, options.policy, options.key):
+            print(f"seed {row['seed']}, reward {row['reward']}: {row['prompt']!r} -> {row['completion']!r}")
     if options.video:
         from polopt.run.video import film
 
@@ -467,8 +496,8 @@ def export(argv: list[str]) -> int:
 
         to: str
         """the file to write"""
-        format: Literal["onnx", "stablehlo", "safetensors"] = "onnx"
-        """what to write"""
+        format: Literal["onnx", "stablehlo", "safetensors", "huggingface"] | None = None
+        """what to write: huggingface, a directory that transformers loads, for a language model; else onnx by default"""
         seed: int | None = None
         """which seed; by default the one whose best policy scored highest"""
         policy: Literal["best", "last"] = "best"
@@ -478,7 +507,11 @@ def export(argv: list[str]) -> int:
     options = _cli(Options, rest, "export DIR")
     from polopt.run.run import load
 
-    result = load(directory).export(options.to, options.format, options.seed, options.policy)
+    run = load(directory)
+    if run.config.get("language"):
+        print(f"{run.save_model(options.to, options.format, options.seed, options.policy)} (huggingface)")
+        return 0
+    result = run.export(options.to, options.format or "onnx", options.seed, options.policy)
     print(f"{result.path} ({result.format}): largest difference from the original {result.largest_difference:.1e}")
     print(f"inputs: {result.inputs}\noutputs: {result.outputs}")
     return 0

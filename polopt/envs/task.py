@@ -12,3 +12,8 @@ class ControlTask:
 
     env: Environment
     steps: int
+
+    @property
+    def host(self) -> bool:
+        """Whether a step of it calls code on the host."""
+        return self.env.host

@@ -65,6 +65,8 @@ class Record:
     @property
     def horizontal(self) -> str:
         """What is counted along a learning curve."""
+        if self.config.get("language"):
+            return "iterations per seed"
         return "updates per seed" if self.config.get("data") else "environment steps per seed"
 
     @property

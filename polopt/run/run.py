@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import json
@@ -13,7 +14,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from polopt.policies import saved
 from polopt.run import records
 from polopt.run.agent import Agent
 from polopt.run.data import load_data
-from polopt.run.evaluate import episode_returns
+from polopt.run.evaluate import earned
 from polopt.run.loggers import make_logger
 from polopt.run.progress import Progress
 from polopt.run.statistics import bootstrap_interval, interquartile_mean
@@ -50,12 +51,16 @@ def fit(
     *,
     data=None,
     evaluate_on=None,
-    steps: int = 500_000,
+    model=None,
+    task=None,
+    verifier: str | None = None,
+    warm_start: int | None = None,
+    steps: int | None = None,
     seeds: int | list[int] = 1,
     out: str | os.PathLike | None = None,
     evaluations: int = 20,
-    episodes: int = 10,
-    final_episodes: int = 20,
+    episodes: int | None = None,
+    final_episodes: int | None = None,
     log: str | None = None,
     quiet: bool = False,
     command: str | None = None,
@@ -67,40 +72,50 @@ def fit(
     env:         a name such as "CartPole-v1" or "gym:HalfCheetah-v5", an environment, or a class or function that `polopt.make_env` takes.
     data:        instead of an environment a dataset, or what `polopt.load_data` takes; for methods that learn from data.
     evaluate_on: the environment (as `env`) in which policies learnt from data are evaluated; without one nothing is.
-    steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations.
+    model:       for methods of language models: "tiny", or a directory in the Hugging Face layout.
+    task:        what a language model learns: a name such as "arithmetic" or "reasoning_gym:countdown", a `LanguageTask` or a `PreferenceTask`;
+                 or `data`, a file of prompts, demonstrations or preferences. A name may be followed by options, "countdown:numbers=4".
+    verifier:    who grades completions of the prompts in `data`: "FILE.py:FUNCTION", or "math" for answers by math-verify.
+    warm_start:  iterations of supervised learning on the task's demonstrations before training; by default 200 for "tiny", else 0.
+    steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations. By default
+                 500,000. Of a language method the iterations, by default 300.
     seeds:       how many seeds (0, 1, ...), or which.
     out:         the run's folder; must be empty or new. By default `runs/METHOD-ENV`, numbered.
-    evaluations: how often to evaluate and save during the run; `episodes` each, `final_episodes` at the end.
+    evaluations: how often to evaluate and save during the run; `episodes` each, `final_episodes` at the end (by default 10 and 20, of a
+                 language method 64 and 256 completions of held-out prompts).
     log:         "tensorboard", "wandb", "mlflow", "trackio", or several with commas.
     changes:     hyperparameters of the method, by name; a dotted name is written with a double underscore.
 
     Raises RunError, ValueError or TypeError for a user's mistake before anything is trained.
     """
-    environment = _evaluated_on(env, data, evaluate_on)
     numbers = _seed_numbers(seeds)
-    steps, evaluations, episodes, final_episodes = _counts(steps=steps, evaluations=evaluations, episodes=episodes, final_episodes=final_episodes)
-    dataset = None if data is None else _dataset(data, environment)
-    task = ControlTask(environment, steps) if dataset is None else DataTask(dataset.on_device(), steps, environment)
-    composed = compose(method, task, {name.replace("__", "."): value for name, value in changes.items()})
+    posed = _pose(method, env, data=data, evaluate_on=evaluate_on, model=model, task=task, verifier=verifier, warm_start=warm_start, steps=steps)
+    usual = DEFAULTS["language" if posed.language else "control"]
+    steps = posed.task.steps
+    evaluations, episodes, final_episodes = _counts(
+        evaluations=evaluations,
+        episodes=usual["episodes"] if episodes is None else episodes,
+        final_episodes=usual["final_episodes"] if final_episodes is None else final_episodes,
+    )
+    composed = compose(method, posed.task, {name.replace("__", "."): value for name, value in changes.items()})
     name = method if isinstance(method, str) else type(method).__name__
-    named_env = isinstance(env if data is None else evaluate_on, str)
-    env_name = dataset.name if environment is None else environment.name
-    directory = _fresh_directory(out, name, env_name if dataset is None else dataset.name)
+    directory = _fresh_directory(out, name, posed.source)
     config = {
         "format": FORMAT,
         "method": name,
         "family": registry.find(method).family if isinstance(method, str) else None,
         "fields": parts.fields(composed),
-        "env": env_name,
-        "named_env": named_env,
-        "data": None if dataset is None else _described(data, dataset, environment is not None),
+        "env": posed.name,
+        "named_env": posed.named,
+        "data": posed.data,
+        "language": posed.language,
         "steps": steps,
         "seeds": numbers,
         "evaluation": {"evaluations": evaluations, "episodes": episodes, "final_episodes": final_episodes},
         "log": log,
         "versions": versions(),
         "machine": machine(),
-        "command": command or _python_call(name, env_name, data, evaluate_on, steps, numbers),
+        "command": command or _python_call(name, posed.name, data, evaluate_on, posed.language, steps, numbers),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     pickled = None if isinstance(method, str) else _pickled(composed)
@@ -115,8 +130,78 @@ def fit(
             raise
         if pickled:
             (directory / "method.pkl").write_bytes(pickled)
+        if posed.made:
+            from polopt.run.language import keep_model
+
+            keep_model(posed.task, directory)
         records.write_json_atomic(directory / "run.json", config)
-    return _train(Run(directory, None if named_env else environment, dataset), composed, task, loggers, quiet=quiet, resume=False)
+    return _train(posed.run(directory), composed, posed.task, loggers, quiet=quiet, resume=False)
+
+
+class _Posed(NamedTuple):
+    """What is learnt from, and what a run keeps of it."""
+
+    task: Any
+    name: str  # of what policies are evaluated on
+    source: str  # of what is learnt from
+    named: bool  # whether a name is enough to make it again
+    data: dict[str, Any] | None = None  # of a dataset
+    language: dict[str, Any] | None = None  # of a language task
+    made: bool = False  # whether the model that training starts from was made for this run
+
+    def run(self, directory: Path) -> "Run":
+        task = self.task
+        if self.language:
+            return Run(directory, task=None if self.named else task)
+        return Run(directory, None if self.named else task.env, task.dataset if isinstance(task, DataTask) else None)
+
+
+DEFAULTS = {
+    "control": {"steps": 500_000, "episodes": 10, "final_episodes": 20},
+    "language": {"steps": 300, "episodes": 64, "final_episodes": 256},
+}
+
+
+def _pose(method, env, *, data, evaluate_on, model, task, verifier, warm_start, steps) -> _Posed:
+    general = registry.load(method)(None) if isinstance(method, str) else method
+    if model is not None or task is not None or _takes_language(general):
+        others = [name for name, value in (("env", env), ("evaluate_on", evaluate_on)) if value is not None]
+        if others:
+            raise RunError(f"{others[0]} is for methods that act in environments; a language model is given a task (--task) or data (--data).")
+        return _pose_language(general, method, data, model, task, verifier, warm_start, steps)
+    if verifier is not None or warm_start is not None:
+        raise RunError(f"{'verifier' if verifier is not None else 'warm_start'} is for methods of language models, but {method} is none.")
+    environment = _evaluated_on(env, data, evaluate_on)
+    (steps,) = _counts(steps=DEFAULTS["control"]["steps"] if steps is None else steps)
+    if data is None:
+        return _Posed(ControlTask(environment, steps), environment.name, environment.name, isinstance(env, str))
+    dataset = _dataset(data, environment)
+    name = dataset.name if environment is None else environment.name
+    facts = _described(data, dataset, environment is not None)
+    return _Posed(DataTask(dataset.on_device(), steps, environment), name, dataset.name, isinstance(evaluate_on, str), facts)
+
+
+def _takes_language(general) -> bool:
+    """Whether a method learns from prompts or preferences, told without loading what language models need."""
+    kinds = general.takes if isinstance(general.takes, tuple) else (general.takes,)
+    return not {ControlTask, DataTask} & set(kinds)
+
+
+def _pose_language(general, method, data, model, task, verifier, warm_start, steps) -> _Posed:
+    from polopt.run import language
+
+    kind = language.wanted(general)
+    if kind is None:
+        raise RunError(f"The method {method} needs {general.needs}, but was given a language model or task.")
+    (steps,) = _counts(steps=DEFAULTS["language"]["steps"] if steps is None else steps)
+    if task is not None and not isinstance(task, str):
+        posed = dataclasses.replace(task, steps=steps)
+        return _Posed(posed, posed.name, posed.name, False, language={"source": None})
+    name, options = language.options_of(task)
+    source = language.Source(*(None if x is None else os.fspath(x) for x in (model, name, data, verifier)), options, warm_start)
+    posed = language.pose(source, kind, steps)
+    made = name not in language.TESTBEDS and (source.model == language.TINY or bool(warm_start))
+    return _Posed(posed, posed.name, posed.name, True, language=language.described(source, posed), made=made)
 
 
 def compose(method, task, changes: dict[str, Any]):
@@ -147,8 +232,8 @@ def _that_take(task, most: int = 6) -> list[str]:
     return found[:most]
 
 
-def load(directory: str | os.PathLike, env=None, data=None) -> "Run":
-    """The run in a folder. `env` and `data` are needed when the run was started with objects rather than names."""
+def load(directory: str | os.PathLike, env=None, data=None, task=None) -> "Run":
+    """The run in a folder. `env`, `data` and `task` are needed when the run was started with objects rather than names."""
     path = Path(directory)
     if not (path / "run.json").exists():
         raise RunError(f"{path} holds no run: there is no run.json in it. Give the folder that `polopt train` named.")
@@ -162,7 +247,7 @@ def load(directory: str | os.PathLike, env=None, data=None) -> "Run":
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise RunError(f"{path / 'run.json'} has no {', '.join(missing)}. Bring it back from a copy, or train again into another folder.")
-    return Run(path, None if env is None else _environment(env), None if data is None else load_data(data))
+    return Run(path, None if env is None else _environment(env), None if data is None else load_data(data), task)
 
 
 @saved.opened_by
@@ -181,9 +266,9 @@ def _opened_policy(directory: str, written: int):
 class Run:
     """A run on disk. `fit` and `load` make it."""
 
-    def __init__(self, directory: Path, env=None, data=None):
+    def __init__(self, directory: Path, env=None, data=None, task=None):
         self.directory = Path(directory)
-        self._env, self._data = env, data
+        self._env, self._data, self._task = env, data, task
 
     @property
     def config(self) -> dict[str, Any]:
@@ -204,14 +289,7 @@ class Run:
 
     def _rebuild(self):
         config = self.config
-        data = config.get("data")
-        evaluated = not data or data["evaluated"]
-        if self._env is None and evaluated and not config["named_env"]:
-            raise RunError(f"The run {self.directory} was started with an environment object; pass it again: load(directory, env=...).")
-        environment = self._env if self._env is not None else make(config["env"]) if evaluated else None
-        task = ControlTask(environment, config["steps"])
-        if data:
-            task = DataTask(self._logged(data, environment).on_device(), config["steps"], environment)
+        task = self._language_task() if config.get("language") else self._control_task(config)
         pickled = self.directory / "method.pkl"
         if pickled.exists():
             try:
@@ -229,6 +307,28 @@ class Run:
             )
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["fields"].items()}
         return parts.replace(method, values), task
+
+    def _control_task(self, config):
+        data = config.get("data")
+        evaluated = not data or data["evaluated"]
+        if self._env is None and evaluated and not config["named_env"]:
+            raise RunError(f"The run {self.directory} was started with an environment object; pass it again: load(directory, env=...).")
+        environment = self._env if self._env is not None else make(config["env"]) if evaluated else None
+        if data:
+            return DataTask(self._logged(data, environment).on_device(), config["steps"], environment)
+        return ControlTask(environment, config["steps"])
+
+    def _language_task(self):
+        """The task of the run, with the model that it started from."""
+        from polopt.run import language
+
+        config = self.config
+        if self._task is None and not config["named_env"]:
+            raise RunError(f"The run {self.directory} was started with a task object; pass it again: load(directory, task=...).")
+        if self._task is None:
+            kind = language.wanted(registry.load(config["method"])(None))
+            self._task = language.pose(language.remembered(config["language"]), kind, config["steps"], self.directory)
+        return dataclasses.replace(self._task, steps=config["steps"])
 
     def _logged(self, data: dict[str, Any], environment):
         """The dataset that the run was started with."""
@@ -253,7 +353,7 @@ class Run:
         method, task = self._rebuild()
         evaluation = self.config["evaluation"]
         plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
-        training = Training(method, task, task.env, self.seeds, plan, self.directory, progress=Progress(1, len(self.seeds), "", quiet=True))
+        training = Training(method, task, _examination(task), self.seeds, plan, self.directory, progress=Progress(1, len(self.seeds), "", quiet=True))
         notes = training.restore()
         for note in notes:
             print(note, file=sys.stderr)
@@ -278,30 +378,55 @@ class Run:
         if which not in ("best", "last"):
             raise RunError(f"which is {which!r}, but it must be 'best' or 'last'.")
         policies = training.best["policy"] if which == "best" else training.method.policy(training.state)
+        if self.config.get("language"):
+            from polopt.run.language import Writer
+
+            return Writer(Seeds.pick(policies, index), training.task)
         return Agent(Seeds.pick(policies, index))
 
     def evaluate(self, episodes: int = 100, env=None, which: str = "best", stochastic: bool = False, key: int = 0) -> dict[str, Any]:
         """Evaluate every seed's policy on fresh episodes; the summary is returned and kept in the run's requested.jsonl."""
         (episodes,) = _counts(episodes=episodes)
         policies = self.policies(which)
+        task = self._evaluated_on(env, policies)
+        seeds = Seeds(task, len(self.seeds))
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0x5EED + key) for seed in self.seeds])
+        with clear_errors():
+            run = seeds.compile(lambda t, p, k: earned(p, t, k, episodes=episodes, stochastic=stochastic), policies, keys)
+            returns, lengths = (np.asarray(x) for x in run(policies, keys))
+        status = self.status
+        row = {"step": status.get("step"), "policy": which, "env": _name(task), "stochastic": stochastic, "key": key}
+        result = {**summary(returns), **row}
+        with _disk_errors(self.directory):
+            records.append_line(self.directory / "requested.jsonl", {**result, "returns": returns.tolist(), "lengths": lengths.tolist()})
+        return result
+
+    def _evaluated_on(self, env, policies):
+        """The task that policies are evaluated on: the run's own, or another environment."""
+        if self.config.get("language"):
+            if env is not None:
+                raise RunError(f"The run {self.directory} is of a language model, which acts in no environment; leave --env out.")
+            return self._language_task()
         environment = self.environment(env)
         if not _fits(environment, policies):
             raise RunError(
                 f"{environment.name} has {_spaces(environment)}, but the policy was trained on {_spaces(policies)}. "
                 "Evaluate on an environment with the same spaces."
             )
-        task = ControlTask(environment, 1)
-        seeds = Seeds(task, len(self.seeds))
-        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0x5EED + key) for seed in self.seeds])
-        with clear_errors():
-            run = seeds.compile(lambda t, p, k: episode_returns(p, t.env, k, episodes=episodes, stochastic=stochastic), policies, keys)
-            returns, lengths = (np.asarray(x) for x in run(policies, keys))
-        status = self.status
-        row = {"step": status.get("step"), "policy": which, "env": environment.name, "stochastic": stochastic, "key": key}
-        result = {**summary(returns), **row}
-        with _disk_errors(self.directory):
-            records.append_line(self.directory / "requested.jsonl", {**result, "returns": returns.tolist(), "lengths": lengths.tolist()})
-        return result
+        return ControlTask(environment, 1)
+
+    def samples(self, count: int = 8, which: str = "last", key: int = 0) -> list[dict[str, Any]]:
+        """Completions that a language policy draws after held-out prompts, `count` a seed: seed, prompt, completion, reward."""
+        from polopt.run.language import samples
+
+        if not self.config.get("language"):
+            raise RunError(f"The run {self.directory} is of a policy that acts, not of a language model; film an episode with --video FILE.")
+        policies, task = self.policies(which), self._language_task()
+        return [
+            {"seed": seed, **row}
+            for i, seed in enumerate(self.seeds)
+            for row in samples(Seeds.pick(policies, i), task, jax.random.fold_in(jax.random.key(seed), 0x5A3 + key), count)
+        ]
 
     def environment(self, env=None):
         """The environment to evaluate on: the given one, or the run's own."""
@@ -332,12 +457,30 @@ class Run:
         """Write one seed's whole policy as onnx, stablehlo or safetensors, after a numeric check against the original."""
         from polopt.interop.export import export
 
+        if self.config.get("language"):
+            raise RunError(f"The run {self.directory} is of a language model, which is written as a directory; take save_model(path).")
         result = export(self.policy(seed, which).policy, path, format)
         row = {"step": self.status.get("step"), "policy": which, "seed": "best" if seed is None else seed, "to": str(result.path), "format": format}
         tensors = {"inputs": [t._asdict() for t in result.inputs], "outputs": [t._asdict() for t in result.outputs]}
         with _disk_errors(self.directory):
             records.append_line(self.directory / "exports.jsonl", {**row, "largest_difference": result.largest_difference, **tensors})
         return result
+
+
+    def save_model(self, path: str | os.PathLike, format: str | None = None, seed: int | None = None, which: str = "best") -> Path:
+        """Write one seed's language model and its tokenizer as a directory in the Hugging Face layout, which transformers loads."""
+        from polopt.interop import huggingface
+
+        if not self.config.get("language"):
+            raise RunError(f"The run {self.directory} is of a policy that acts, not of a language model; take export(path).")
+        if format not in (None, "huggingface"):
+            raise RunError(f"The format is {format!r}, but a language model is written as huggingface.")
+        writer = self.policy(seed, which)
+        with _disk_errors(self.directory):
+            huggingface.save(writer.policy, path, tokenizer=writer.task.tokenizer)
+            row = {"step": self.status.get("step"), "policy": which, "seed": "best" if seed is None else seed, "to": str(path)}
+            records.append_line(self.directory / "exports.jsonl", {**row, "format": "huggingface"})
+        return Path(path)
 
 
 def summary(returns: np.ndarray) -> dict[str, Any]:
@@ -465,13 +608,15 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     config = run.config
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
-    evaluation_env = make(config["env"]) if not isinstance(task, DataTask) and task.env.host and config["named_env"] else task.env
+    examination = _examination(task)
+    if isinstance(task, ControlTask) and task.host and config["named_env"]:  # simulators of their own
+        examination = dataclasses.replace(task, env=make(config["env"]))
     title = records.title(config)
     total = plan.iterations * method.steps_per_iteration
     training = None
     try:
         with Progress(total, len(config["seeds"]), title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
-            training = Training(method, task, evaluation_env, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
+            training = Training(method, task, examination, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
             with training.signals():
                 for note in _version_notes(config["versions"]) if resume else []:
                     training.note(note)
@@ -486,6 +631,7 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
                 if outcome == "finished":
                     training.final_evaluation()
                     _write_summary(run)
+                    _write_samples(run)
                     training.ended("finished")
                     run.report()
     except Exception as error:
@@ -507,6 +653,26 @@ def _write_summary(run: Run) -> None:
     record = records.read_record(run.directory)
     final = {e.policy: summary(np.stack(e.returns)) for e in record.evaluations if e.final}
     records.write_json_atomic(run.directory / "evaluation.json", final)
+
+
+def _write_samples(run: Run, a_seed: int = 8) -> None:
+    """What a language policy writes at the end, for the report."""
+    if run.config.get("language"):
+        with contextlib.suppress(FileNotFoundError):
+            (run.directory / "samples.jsonl").unlink()
+        for row in run.samples(a_seed):
+            records.append_line(run.directory / "samples.jsonl", row)
+
+
+def _examination(task):
+    """The task that policies are evaluated on during training; None for data without an environment."""
+    if not isinstance(task, DataTask):
+        return task
+    return None if task.env is None else ControlTask(task.env, task.steps)
+
+
+def _name(task) -> str:
+    return task.env.name if isinstance(task, ControlTask) else task.name
 
 
 def _version_notes(before: dict[str, str]) -> list[str]:
@@ -551,8 +717,11 @@ def _fresh_directory(out, method: str, env: str) -> Path:
     return path
 
 
-def _python_call(method: str, env: str, data, evaluate_on, steps: int, seeds: list[int]) -> str:
+def _python_call(method: str, env: str, data, evaluate_on, language, steps: int, seeds: list[int]) -> str:
     count = len(seeds) if seeds == list(range(len(seeds))) else seeds
+    if language:
+        given = [f"{name}={language[name]!r}" for name in ("model", "task", "data", "verifier", "warm_start") if language.get(name) is not None]
+        return f"polopt.fit({', '.join([repr(method), *(given or ['task=...']), f'steps={steps}', f'seeds={count}'])})"
     if data is None:
         return f"polopt.fit({method!r}, {env!r}, steps={steps}, seeds={count})"
     source = repr(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else "data"

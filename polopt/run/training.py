@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polopt.data.dataset import DataTask
 from polopt.envs.errors import ActionError
 from polopt.envs.host import clear_errors
-from polopt.envs.task import ControlTask
 from polopt.run import records
 from polopt.run.checkpoint import Checkpoints
-from polopt.run.evaluate import episode_returns
+from polopt.run.evaluate import earned
 
 EPISODE = ("episode/return", "episode/length", "episode/count")
 CHUNKS = 100  # a run is cut into about this many compiled calls
@@ -61,11 +59,11 @@ class Seeds:
     """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
 
     def __init__(self, task, count: int):
-        self.task, self.count, self.together = task, count, isinstance(task, DataTask) or not task.env.host
+        self.task, self.count, self.together = task, count, not task.host
 
     def task_of(self, slot: int):
-        """The task with the host environment of this slot; a JAX environment has none."""
-        if self.together:
+        """The task with the host environment of this slot; a JAX environment has none, and a verifier on the host serves all."""
+        if self.together or not hasattr(self.task, "env"):
             return self.task
         return dataclasses.replace(self.task, env=self.task.env.with_slot(slot))
 
@@ -120,11 +118,12 @@ def run_chunk(task, method, state, count, size: int):
 class Training:
     """A run in memory: its state for every seed, and what has been written of it."""
 
-    def __init__(self, method, task, evaluation_env, seeds: list[int], plan: Plan, directory: Path, *, progress, loggers=()):
-        self.method, self.task, self.evaluation_env = method, task, evaluation_env
+    def __init__(self, method, task, examination, seeds: list[int], plan: Plan, directory: Path, *, progress, loggers=()):
+        """examination: the task that policies are evaluated on, None where there is none."""
+        self.method, self.task, self.examination = method, task, examination
         self.seed_numbers, self.plan, self.directory = seeds, plan, Path(directory)
         self.seeds = Seeds(task, len(seeds))
-        self.evaluation_seeds = None if evaluation_env is None else Seeds(ControlTask(evaluation_env, task.steps), len(seeds))
+        self.evaluation_seeds = None if examination is None else Seeds(examination, len(seeds))
         self.progress, self.loggers = progress, loggers
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
@@ -290,14 +289,14 @@ class Training:
 
         if episodes not in self._evaluators:
             self._evaluators[episodes] = self.evaluation_seeds.compile(
-                lambda task, policy, key: episode_returns(policy, task.env, key, episodes=episodes), policy, keys, rescue=unscored
+                lambda task, policy, key: earned(policy, task, key, episodes=episodes), policy, keys, rescue=unscored
             )
         returns, lengths = self._evaluators[episodes](policy, keys)
         return np.asarray(returns), np.asarray(lengths)
 
     def _evaluate_and_save(self) -> None:
         policy = self.method.policy(self.state)
-        if self.evaluation_env is None:  # without an environment no policy is better than the last
+        if self.examination is None:  # without one no policy is better than the last
             self.best = {"policy": policy, "score": self.best["score"]}
             return self.save()
         returns, lengths = self.evaluate(policy, self.plan.episodes, self.iteration)
@@ -321,7 +320,7 @@ class Training:
 
     def final_evaluation(self) -> None:
         """Evaluate the last and the best policy, both on the same episodes, which no training or choice has seen."""
-        if self.evaluation_env is None:
+        if self.examination is None:
             return
         for name, policy in (("last", self.method.policy(self.state)), ("best", self.best["policy"])):
             returns, lengths = self.evaluate(policy, self.plan.final_episodes, 0x0F17A1)

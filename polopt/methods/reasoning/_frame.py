@@ -7,12 +7,14 @@ import jax.numpy as jnp
 
 from polopt.data.language import LanguageTask
 from polopt.optim.adam import Adam
+from polopt.policies.language.tabular import TabularPolicy
 
-SMALL = 10_000_000  # parameters below which a model is trained from scratch here rather than tuned
-SMALL_RATE = 1e-3
+SMALL = 10_000_000  # parameters below which a model is taught its task here rather than tuned
+SMALL_RATE, TABULAR_RATE = 1e-3, 0.05
 
 
 def adam(task: LanguageTask | None, rate: float = 1e-6, **more) -> Adam:
-    """Adam at the paper's step size, which is for models of billions of parameters; a small model takes `SMALL_RATE`."""
-    small = task is not None and sum(x.size for x in jax.tree.leaves(task.model) if jnp.issubdtype(x.dtype, jnp.inexact)) < SMALL
-    return Adam(learning_rate=SMALL_RATE if small else rate, anneal=False, max_grad_norm=1.0, epsilon=1e-8, **more)
+    """Adam at the paper's step size, which is for models of billions of parameters; small models and tables take larger ones."""
+    if task is not None and sum(x.size for x in jax.tree.leaves(task.model) if jnp.issubdtype(x.dtype, jnp.inexact)) < SMALL:
+        rate = TABULAR_RATE if isinstance(task.model, TabularPolicy) else SMALL_RATE
+    return Adam(learning_rate=rate, anneal=False, max_grad_norm=1.0, epsilon=1e-8, **more)
