@@ -44,8 +44,8 @@ class Rotary:
     original: int = 8192  # llama3: the context before it was lengthened
 
     def frequencies(self, size: int) -> np.ndarray:
-        """(size / 2,) radians a position."""
-        frequency = 1 / self.theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
+        """(size / 2,) radians a position, rounded as transformers rounds them: 4,096 positions on, a rounding is 2e-4 radians."""
+        frequency = 1 / np.float32(self.theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
         if self.scaling == "linear":
             return frequency / self.factor
         if self.scaling == "llama3":
@@ -307,8 +307,7 @@ class Transformer(eqx.Module):
             else:
                 seen, turn = jnp.where(slides, near, full), jax.tree.map(lambda a, b: jnp.where(slides, b, a), *angles)
             q, k, v = self._queries(layer, x, turn)
-            attended = jax.nn.dot_product_attention(q, k, v, mask=seen, scale=self._scale)
-            return self._finish(layer, x, attended), (k, v) if keep else None
+            return self._finish(layer, x, self._attend(q, k, v, seen)), (k, v) if keep else None
 
         if config.remat:
             layer_of = jax.checkpoint(layer_of, static_argnums=(2,) if config.layers <= FEW_LAYERS or not any(config.sliding) else ())
@@ -366,10 +365,28 @@ class Transformer(eqx.Module):
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         return _turn(q, *turn), _turn(k, *turn), v
 
+    def _attend(self, q, k, v, seen):
+        """Attention of q (B, T, heads, head_size) over k and v (B, T, kv_heads, head_size) where seen (B, 1, T, T)."""
+        if jax.default_backend() != "cpu":
+            return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=self._scale)
+        # The same with heads before time and the queries of a group in one product: with 512 rows of 43 tokens, two kv_heads of size 16,
+        # 12 ms on a CPU where the library's takes 37.
+        rows, time, heads, size = q.shape
+        q = q.reshape(rows, time, self.config.kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
+        group = q.shape[2]
+        q = q.reshape(rows, -1, group * time, size)
+        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        weights = jnp.einsum("bkqd,bkds->bkqs", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32)) * self._scale
+        weights = weights.reshape(rows, -1, group, time, time)
+        # a finite number: a query on the padding sees nothing
+        weights = jax.nn.softmax(jnp.where(seen[:, :, None], weights, jnp.finfo(weights.dtype).min)).astype(v.dtype)
+        out = jnp.einsum("bkqs,bksd->bkqd", weights.reshape(rows, -1, group * time, time), v)
+        return out.reshape(rows, -1, group, time, size).transpose(0, 3, 1, 2, 4).reshape(rows, time, heads, size)
+
     def _attend_one(self, q, keys, values, seen):
         """Attention of one query a head, q (B, heads, head_size), over a cache.
 
-        Not `jax.nn.dot_product_attention`: its layout has time before heads, which costs twice the time on a CPU with a query of one token.
+        Not `jax.nn.dot_product_attention`: its layout has time before heads, which takes twice as long with a query of one token.
         """
         rows, heads, size = q.shape
         q = q.reshape(rows, self.config.kv_heads, -1, size)
