@@ -116,8 +116,6 @@ class DataTask(eqx.Module):
     steps: int = eqx.field(static=True)
     env: Any = None
 
-    host = False  # learning from it calls nothing there; evaluating may
-
 
 def concatenated(datasets: list[Dataset], name: str) -> Dataset:
     """Several datasets of the same spaces, one after another."""

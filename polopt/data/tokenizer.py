@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from polopt.data.dataset import DataError
 from polopt.data.formats import common
 
 PAD, STOP = 0, 1  # of the character tokenizer
+SPECIFICATION = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Tokenizer(Protocol):
@@ -166,3 +168,35 @@ def _first_line(error: Exception) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
+    """Write a tokenizer into the directory of a model: that of a directory as it is there, characters as a tokenizer.json of single characters."""
+    directory = Path(directory)
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        for name in (*SPECIFICATION, "chat_template.jinja", "special_tokens_map.json", "generation_config.json"):
+            if (tokenizer.directory / name).is_file() and tokenizer.directory != directory.resolve():
+                shutil.copyfile(tokenizer.directory / name, directory / name)
+        return
+    if not isinstance(tokenizer, CharacterTokenizer):
+        return  # numbers are their own tokens
+    special = {"pad_token": "<pad>", "eos_token": "<end>"}
+    vocabulary = {"<pad>": PAD, "<end>": STOP, **{c: 2 + i for i, c in enumerate(tokenizer.alphabet)}}
+    whole = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            for text, i in vocabulary.items()
+            if i in (PAD, STOP)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>"},
+    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
+    for name, content in zip(SPECIFICATION, (whole, config)):
+        (directory / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -12,8 +12,3 @@ class ControlTask:
 
     env: Environment
     steps: int
-
-    @property
-    def host(self) -> bool:
-        """Whether a step of it calls code on the host."""
-        return self.env.host

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes on environments and keys of their own; for a language policy an episode is a completion of a held-out prompt."""
+"""Evaluation: whole episodes on environments and keys of their own."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from polopt.envs.task import ControlTask
-
 MAX_STEPS = 50_000
-
-
-def earned(policy, task, key, *, episodes: int, stochastic: bool = False):
-    """Returns and lengths, each (episodes,), of a policy on a task of any kind."""
-    if isinstance(task, ControlTask):
-        return episode_returns(policy, task.env, key, episodes=episodes, stochastic=stochastic)
-    from polopt.run.language import held_out_returns  # transformers and tokenizers, which control does not need
-
-    return held_out_returns(policy, task, key, episodes=episodes, stochastic=stochastic)
 
 
 @functools.partial(jax.jit, static_argnames=("episodes", "stochastic", "max_steps"))

@@ -21,14 +21,18 @@ import numpy as np
 from polopt.data import tasks
 from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
-from polopt.data.preferences import PreferenceTask
+
+
+class PreferenceTask: pass
+from polopt.data.synthetic import SPACES
 from polopt.data.testbeds import TESTBEDS
-from polopt.interop import huggingface
+from polopt.data.tokenizer import HuggingFaceTokenizer, save_tokenizer
 from polopt.loops.credit import Ones
 from polopt.loops.language import Language
 from polopt.loops.prompting import Demonstrated
 from polopt.loops.wording import LogLikelihood
 from polopt.optim.adam import Adam
+from polopt.policies.language import huggingface
 from polopt.policies.language.sampling import Sampling, generate
 from polopt.policies.language.transformer import Transformer, tiny
 
@@ -78,7 +82,13 @@ def pose(source: Source, kind: type, steps: int, directory: Path | None = None) 
 
 def _posed(source: Source, kind: type, steps: int):
     options = dict(source.options)
-    tokenizer = None if source.model == TINY else source.model
+    tokenizer = None if source.model == TINY else HuggingFaceTokenizer(source.model)
+    if source.task in SPACES:
+        posed = tasks.make_language_task(source.task, steps=steps, **options)
+        if tokenizer is not None and any(tokenizer.encode(c) != posed.tokenizer.encode(c) for c in posed.tokenizer.alphabet):
+            wanted = f"The task {source.task} is written in single characters, each a token, but the tokenizer of {source.model} has others"
+            raise DataError(f"{wanted}; take --model {TINY} or a model that was trained on it, or give such a model a task in words, as reasoning_gym:NAME.")
+        return posed
     if source.task is not None:
         return tasks.make_language_task(source.task, tokenizer=tokenizer, steps=steps, **options)
     read = tasks.read_preferences if kind is PreferenceTask else tasks.read_prompts
@@ -107,7 +117,15 @@ def warmed_up(task: LanguageTask, iterations: int, prompts: int = 64):
 
 def keep_model(task, directory: Path) -> None:
     """Write the model that training starts from into a run's folder."""
-    huggingface.save(task.model, directory / START, tokenizer=task.tokenizer)
+    save_model(task.model, task.tokenizer, directory / START)
+
+
+def save_model(policy, tokenizer, directory) -> None:
+    """Write a model with its tokenizer as a directory in the Hugging Face layout."""
+    if not isinstance(policy, Transformer):
+        raise DataError("A policy that is a table has no model directory; it is in the run's checkpoints.")
+    huggingface.save(policy, directory)
+    save_tokenizer(tokenizer, directory)
 
 
 def options_of(task: str | None) -> tuple[str | None, tuple[tuple[str, Any], ...]]:

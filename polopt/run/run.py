@@ -30,11 +30,10 @@ from polopt.policies import saved
 from polopt.run import records
 from polopt.run.agent import Agent
 from polopt.run.data import load_data
-from polopt.run.evaluate import earned
 from polopt.run.loggers import make_logger
 from polopt.run.progress import Progress
 from polopt.run.statistics import bootstrap_interval, interquartile_mean
-from polopt.run.training import Plan, Seeds, Training, TrainingFailed
+from polopt.run.training import Plan, Seeds, Training, TrainingFailed, earned
 
 FORMAT = 1
 KEYS = ("format", "method", "fields", "env", "named_env", "steps", "seeds", "evaluation", "versions", "log")  # of run.json
@@ -469,7 +468,7 @@ class Run:
 
     def save_model(self, path: str | os.PathLike, format: str | None = None, seed: int | None = None, which: str = "best") -> Path:
         """Write one seed's language model and its tokenizer as a directory in the Hugging Face layout, which transformers loads."""
-        from polopt.interop import huggingface
+        from polopt.run.language import save_model
 
         if not self.config.get("language"):
             raise RunError(f"The run {self.directory} is of a policy that acts, not of a language model; take export(path).")
@@ -477,7 +476,7 @@ class Run:
             raise RunError(f"The format is {format!r}, but a language model is written as huggingface.")
         writer = self.policy(seed, which)
         with _disk_errors(self.directory):
-            huggingface.save(writer.policy, path, tokenizer=writer.task.tokenizer)
+            save_model(writer.policy, writer.task.tokenizer, path)
             row = {"step": self.status.get("step"), "policy": which, "seed": "best" if seed is None else seed, "to": str(path)}
             records.append_line(self.directory / "exports.jsonl", {**row, "format": "huggingface"})
         return Path(path)
@@ -609,7 +608,7 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     evaluation = config["evaluation"]
     plan = Plan.of(task.steps, method.steps_per_iteration, evaluation["evaluations"], evaluation["episodes"], evaluation["final_episodes"])
     examination = _examination(task)
-    if isinstance(task, ControlTask) and task.host and config["named_env"]:  # simulators of their own
+    if isinstance(task, ControlTask) and task.env.host and config["named_env"]:  # simulators of their own
         examination = dataclasses.replace(task, env=make(config["env"]))
     title = records.title(config)
     total = plan.iterations * method.steps_per_iteration

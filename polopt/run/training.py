@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.data.dataset import DataTask
 from polopt.envs.errors import ActionError
 from polopt.envs.host import clear_errors
+from polopt.envs.task import ControlTask
 from polopt.run import records
 from polopt.run.checkpoint import Checkpoints
-from polopt.run.evaluate import earned
+from polopt.run.evaluate import episode_returns
 
 EPISODE = ("episode/return", "episode/length", "episode/count")
 CHUNKS = 100  # a run is cut into about this many compiled calls
@@ -55,11 +57,25 @@ class Plan:
         return max(1, min(self.every, math.ceil(self.iterations / CHUNKS)))
 
 
+def on_host(task) -> bool:
+    """Whether learning from a task calls code on the host: an environment's or a verifier's. A dataset's does not, whatever it is evaluated on."""
+    return not isinstance(task, DataTask) and (task.env.host if isinstance(task, ControlTask) else task.host)
+
+
+def earned(policy, task, key, *, episodes: int, stochastic: bool = False):
+    """Returns and lengths, each (episodes,), of a policy on a task of any kind."""
+    if isinstance(task, ControlTask):
+        return episode_returns(policy, task.env, key, episodes=episodes, stochastic=stochastic)
+    from polopt.run.language import held_out_returns  # transformers and tokenizers, which control does not need
+
+    return held_out_returns(policy, task, key, episodes=episodes, stochastic=stochastic)
+
+
 class Seeds:
     """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
 
     def __init__(self, task, count: int):
-        self.task, self.count, self.together = task, count, not task.host
+        self.task, self.count, self.together = task, count, not on_host(task)
 
     def task_of(self, slot: int):
         """The task with the host environment of this slot; a JAX environment has none, and a verifier on the host serves all."""
