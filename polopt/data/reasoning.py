@@ -14,6 +14,7 @@ from polopt.data.dataset import DataError
 from polopt.data.formats import common
 from polopt.data.host_verifiers import HostVerifier, Rows
 from polopt.data.language import LanguageTask
+from polopt.data.prompts import at_least
 from polopt.data.text_files import Encoder, Row
 from polopt.data.text_tasks import LENGTH, asked_task, turns
 from polopt.data.tokenizer import CharacterTokenizer
@@ -56,6 +57,8 @@ def reasoning_task(
         raise DataError(f"reasoning_gym has no data set {given!r}; {hint}")
     tokenizer = CharacterTokenizer(PRINTABLE) if tokenizer is None else tokenizer
     wanted, held = 512 if count is None else count, 128 if held_out is None else held_out
+    at_least("count", wanted, 1)
+    at_least("held_out", held, 1)
     try:
         data = package.create_dataset(given, seed=seed * APART, size=wanted + held, **config)
         entries = [data[i] for i in range(wanted + held)]
@@ -79,7 +82,7 @@ def reasoning_task(
         tokenizer,
         answers=[encoder.tokens(row, a) for row, a in zip(rows, answers)] if all(isinstance(a, str) for a in answers) else None,
         model=model,
-        length=length or LENGTH,
+        length=LENGTH if length is None else length,
         longest=longest,
         count=wanted,
         held_out=held,

@@ -20,6 +20,7 @@ import numpy as np
 
 from polopt.data.dataset import DataError
 from polopt.data.formats import common
+from polopt.data.prompts import at_least
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 PROMPT = ("prompt", "question", "problem", "query", "instruction")
@@ -177,6 +178,9 @@ def fitting(path, prompts: Sequence[list[int]], completions: Sequence[list[list[
 
     completions: of each row, all its completions, or none.
     """
+    for what, most in (("longest", longest), ("length", length)):
+        if most is not None:
+            at_least(what, most, 1)
     whole = np.array([longest is None or len(p) <= longest for p in prompts])
     short = np.array([length is None or all(len(c) <= length for c in row) for row in completions])
     notes = []
@@ -188,7 +192,7 @@ def fitting(path, prompts: Sequence[list[int]], completions: Sequence[list[list[
         longest_found = max(len(p) for p in prompts)
         raise DataError(
             f"No row of {path} fits: the longest prompt has {longest_found} tokens where {longest or 'any number'} fit, and completions may have "
-            f"{length or 'any number'}; raise the context or the length, or shorten the texts."
+            f"{length or 'any number'}; raise longest or length, or shorten the texts."
         )
     return np.flatnonzero(whole & short), tuple(notes)
 

@@ -75,7 +75,7 @@ def question_task(
         tokenizer,
         answers=None if answered is None else [encoder.tokens(row, row.entries[answered]) for row in rows],
         model=model,
-        length=length or LENGTH,
+        length=LENGTH if length is None else length,
         longest=longest,
         count=count,
         held_out=held_out,
@@ -126,7 +126,7 @@ def demonstration_task(
     learnt, held = text_files.split(path, [prompts[i][0] for i in kept], held_out, seed)
     shown = [completions[i] for i in kept]
     whole = on_device(make_prompts([prompts[i][1] for i in kept], demonstrations=shown, pad=tokenizer.pad))
-    length = length or max(map(len, shown))
+    length = length if length is not None else max(map(len, shown))
     return LanguageTask(model, whole.take(learnt), whole.take(held), None, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes)
 
 
@@ -171,7 +171,7 @@ def preference_task(
     shape = (len(kept), len(columns), tokens.shape[1])
     prompts = make_prompts([asked[i][1] for i in kept], pad=tokenizer.pad)
     whole = on_device(Preferences(prompts, tokens.reshape(shape), mask.reshape(shape), jnp.asarray(score[kept])))
-    length = length or tokens.shape[1]
+    length = length if length is not None else tokens.shape[1]
     return PreferenceTask(model, whole.take(learnt), whole.take(held), verifier, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes)
 
 
