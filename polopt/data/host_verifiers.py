@@ -13,6 +13,7 @@ batch is valid, a VerifierError says why the first is not. Calls never overlap.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import threading
@@ -29,6 +30,7 @@ from polopt.core.callbacks import keep
 from polopt.core.errors import HostError, MissingCode
 from polopt.core.user_code import module_at
 from polopt.data.dataset import DataError
+from polopt.data.language import LanguageTask
 from polopt.data.prompts import Graded, Prompts
 from polopt.data.verifiers import content
 
@@ -138,6 +140,26 @@ def own_verifier(place: str | Callable, rows: Rows, tokenizer, stop: tuple[int, 
     """The verifier of a user's function, by its place `file.py:function` or `package.module:function`, or the function itself."""
     function, name = (place, getattr(place, "__name__", "given")) if callable(place) else (_function(place), place)
     return HostVerifier(function, rows, tokenizer, name, _columns(name, function, rows), stop)
+
+
+def graded_by(task: LanguageTask, place: str | Callable) -> LanguageTask:
+    """The same task under a user's verifier. Its columns are those of the data, or `answer`, the text of the demonstration, for tasks in JAX."""
+    parts = task.prompts, task.held_out
+    if isinstance(task.verifier, HostVerifier):
+        rows = task.verifier.rows
+    else:
+        shown = all(p.demonstration is not None for p in parts)
+        texts = [text for p in parts for text in _texts(task, p.tokens, p.mask)]
+        rows = Rows(texts, {"answer": [a for p in parts for a in _texts(task, p.demonstration, p.demonstration_mask)]} if shown else None)
+        places = jnp.split(jnp.arange(len(texts), dtype=jnp.int32), [len(task.prompts)])
+        parts = [dataclasses.replace(p, facts=where) for p, where in zip(parts, places)]
+    verifier = own_verifier(place, rows, task.tokenizer, task.stop)
+    return dataclasses.replace(task, prompts=parts[0], held_out=parts[1], verifier=verifier)
+
+
+def _texts(task: LanguageTask, tokens, mask) -> list[str]:
+    said = np.asarray(content(tokens, mask, task.stop))
+    return [task.tokenizer.decode(row[here]) for row, here in zip(np.asarray(tokens), said)]
 
 
 def _function(place: str) -> Callable:

@@ -136,6 +136,34 @@ def test_functions_by_their_place(tmp_path, monkeypatch):
         own_verifier(lambda prompts, completions, depth: depth, rows(), TOKENIZER)
 
 
+@pytest.mark.parametrize("name", ["sorting", "t-chain", "countdown"])
+def test_any_task_under_a_verifier_of_ones_own(name):
+    seen = {}
+
+    def reward(prompts, completions, answer):
+        seen.update(zip(prompts, answer))
+        return [float(c == a) for c, a in zip(completions, answer)]
+
+    options = {"prompts": 6} if name == "t-chain" else {"count": 6, "held_out": 3}
+    own, plain = make_language_task(name, verifier=reward, **options), make_language_task(name, **options)
+    assert own.host and not plain.host
+    for prompts, same in [(own.prompts, plain.prompts), (own.held_out, plain.held_out)]:
+        index = jnp.arange(len(prompts))
+        for shift in (0, 1):
+            shown = [jnp.roll(x, shift, axis=0) for x in (prompts.demonstration, prompts.demonstration_mask)]
+            np.testing.assert_array_equal(own.verifier(prompts, index, *shown).reward, plain.verifier(same, index, *shown).reward)
+    if name == "sorting":
+        assert len(seen) == 9 and all(a == "".join(sorted(p[:-1])) for p, a in seen.items())
+
+
+def test_data_columns_stay_under_a_verifier_of_ones_own():
+    pytest.importorskip("reasoning_gym")
+    reward = lambda prompts, completions, entry: [float(e["answer"] == c) for e, c in zip(entry, completions)]  # noqa: E731
+    task = make_language_task("reasoning_gym:chain_sum", verifier=reward, count=8, held_out=4, length=30)
+    shown = task.prompts.demonstration, task.prompts.demonstration_mask
+    assert task.verifier(task.prompts, jnp.arange(8), *shown).reward.tolist() == [1.0] * 8
+
+
 def test_alone_means_a_call_for_each():
     calls = []
     verifier = HostVerifier(lambda prompts, completions: calls.append(completions) or [1], rows(), TOKENIZER, "counting", (), alone=True)

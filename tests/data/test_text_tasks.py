@@ -72,7 +72,7 @@ def test_a_file_is_a_task_by_its_name(tmp_path):
     assert task.verifier(task.prompts, jnp.arange(4), *(jnp.roll(x, 1, axis=0) for x in shown)).reward.sum() == 0
     with pytest.raises(DataError, match="need a tokenizer; give the directory of a model"):
         make_language_task(str(path))
-    with pytest.raises(DataError, match="has no option 'depth'; it has prompt_column, answer_column, verifier, chat"):
+    with pytest.raises(DataError, match="has no option 'depth'; it has prompt_column, answer_column, chat"):
         make_language_task(str(path), tokenizer=tokenizer, depth=3)
 
 
