@@ -54,7 +54,8 @@ class Grader:
 
     def _running(self) -> subprocess.Popen:
         if self._process is None:
-            command = [sys.executable, str(Path(__file__).with_name("math_worker.py")), str(max(1, int(self.seconds / 2)))]
+            # -P: this folder's modules must not stand before the packages of the same names
+            command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), str(max(1, int(self.seconds / 2)))]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
             )

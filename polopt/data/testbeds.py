@@ -19,6 +19,7 @@ from jax import Array
 
 from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
+from polopt.data.preferences import Preferences
 from polopt.data.prompts import at_least, make_prompts, on_device
 from polopt.data.tokenizer import NumberTokenizer
 from polopt.data.verifiers import Answer, Lookup, Matches
@@ -117,6 +118,23 @@ def exact_returns(task: LanguageTask, policy: TabularPolicy) -> Array:
         raise DataError(f"The task {task.name} has no rewards that can be summed; exact returns are those of {', '.join(TESTBEDS)}.")
     answer = prompts.facts
     return jnp.exp(jnp.sum(policy.score(prompts.tokens, prompts.mask, answer.tokens, answer.mask, entropy=False).log_prob, axis=1))
+
+
+def drawn_preferences(key: Array, task: LanguageTask, judge, pairs: int, policy: TabularPolicy | None = None) -> Preferences:
+    """`pairs` pairs of sequences for each of the task's prompts, drawn by the policy (by default the task's), in the order that the judge draws.
+
+    The two of a pair are independent, so they may be equal.
+    """
+    policy = task.model if policy is None else policy
+    k_draw, k_judge = jax.random.split(key)
+    prompts = task.prompts
+    numbers = sequences.sample(k_draw, policy.log_probs()[prompts.tokens[:, -1]], 2 * pairs)
+    drawn = jnp.asarray(sequences.sequences(policy.vocabulary, policy.length), jnp.int32)[numbers].reshape(len(prompts) * pairs, 2, policy.length)
+    index = jnp.repeat(jnp.arange(len(prompts), dtype=jnp.int32), pairs)
+    every = jnp.ones(drawn.shape, bool)
+    preferred = jax.random.bernoulli(k_judge, judge(prompts, index, drawn[:, 0], every[:, 0], drawn[:, 1], every[:, 1]))
+    ordered = jnp.where(preferred[:, None, None], drawn, drawn[:, ::-1])
+    return Preferences(prompts.take(index), ordered, every, jnp.tile(jnp.array([1.0, 0.0]), (len(index), 1)))
 
 
 def _looked_up(name: str, policy: TabularPolicy, rewards: Array, steps: int) -> LanguageTask:

@@ -22,7 +22,7 @@ from polopt.data.dataset import DataError
 from polopt.data.formats import common
 from polopt.data.prompts import at_least
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".parquet")
 PROMPT = ("prompt", "question", "problem", "query", "instruction")
 ANSWER = ("answer", "solution", "ground_truth", "target")
 

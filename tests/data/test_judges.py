@@ -15,7 +15,9 @@ from polopt.data.host_verifiers import Rows, own_verifier
 from polopt.data.judges import RewardJudge, VerifierJudge, matrix_judge
 from polopt.data.prompts import make_prompts, on_device
 from polopt.data.tasks import make_language_task
+from polopt.data.testbeds import drawn_preferences
 from polopt.data.tokenizer import NumberTokenizer
+from polopt.data.verifiers import sequence_number
 from polopt.envs.exact import sequences
 
 TASK = make_language_task("t-ar", prompts=2, vocabulary=3, length=2)
@@ -58,6 +60,23 @@ def test_a_matrix_is_looked_up_and_may_have_cycles():
 def test_matrices_that_are_no_preferences(change, words):
     with pytest.raises(DataError, match=words):
         matrix_judge(change(np.full((2, 9, 9), 0.5)), 3)
+
+
+def test_pairs_are_drawn_by_the_policy_and_ordered_by_the_judge():
+    """The frequencies of (chosen, rejected) are pi(a) pi(b) [P(a, b) + 1 - P(b, a)]."""
+    P = np.random.default_rng(1).uniform(size=(2, 9, 9))
+    P = (P + 1 - P.swapaxes(1, 2)) / 2
+    count = 20_000
+    found = drawn_preferences(jax.random.key(0), TASK, matrix_judge(P, 3), count)
+    assert len(found) == 2 * count and found.score[0].tolist() == [1.0, 0.0] and bool(found.mask.all())
+    np.testing.assert_array_equal(found.prompts.tokens[:, 0], np.repeat([0, 1], count))
+    number = np.asarray(jnp.stack([sequence_number(found.responses[:, k], 3) for k in range(2)], 1)).reshape(2, count, 2)
+    pi = np.exp(TASK.model.log_probs())
+    for q in range(2):
+        seen = np.zeros((9, 9))
+        np.add.at(seen, tuple(number[q].T), 1 / count)
+        wanted = pi[q][:, None] * pi[q][None] * 2 * P[q]
+        assert np.abs(seen - wanted).max() < 5 * np.sqrt(wanted.max() / count)
 
 
 class SumOfTokens(eqx.Module):

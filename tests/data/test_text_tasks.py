@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "ä"}'.encode("latin-1"))
     for name, words in [
-        ("a.csv", r"no format of texts for 'a.csv'; give a name that ends in .jsonl, .json, .parquet"),
+        ("a.csv", r"no format of texts for 'a.csv'; give a name that ends in .jsonl, .parquet"),
         ("none.jsonl", "none.jsonl are not there"),
         ("empty.jsonl", "has no rows"),
         ("latin.jsonl", r"is not UTF-8 text \(byte 12\)"),
