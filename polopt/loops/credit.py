@@ -81,3 +81,13 @@ class Whitened:
         raw = advantages.group_relative(batch.reward, batch.group, scale="none", mask=batch.valid) if self.centre else batch.reward
         before = jnp.cumsum(judged.paid, axis=1) - judged.paid
         return reduction.standardise(raw[:, None] - before, judged.learn, epsilon=self.epsilon)
+
+
+@forgetful
+class Centred:
+    """The reward less its group's mean: Dr. GRPO's."""
+
+    fewest = 2
+
+    def advantage(self, batch, judged):
+        return advantages.group_relative(batch.reward, batch.group, scale="none", mask=batch.valid)

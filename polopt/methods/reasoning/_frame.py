@@ -16,3 +16,8 @@ def adam(task: LanguageTask | None, rate: float = 1e-6, **more) -> Adam:
     """Adam at the paper's step size, which is for models of billions of parameters; a small model takes `SMALL_RATE`."""
     small = task is not None and sum(x.size for x in jax.tree.leaves(task.model) if jnp.issubdtype(x.dtype, jnp.inexact)) < SMALL
     return Adam(learning_rate=SMALL_RATE if small else rate, anneal=False, max_grad_norm=1.0, epsilon=1e-8, **more)
+
+
+def few(task: LanguageTask | None, prompts: int) -> int:
+    """So many prompts, or all of a task that has fewer."""
+    return prompts if task is None else min(prompts, len(task.prompts))
