@@ -11,7 +11,7 @@ from polopt.loops.prompting import Grouped
 from polopt.methods.reasoning.reinforce_plus_plus import reinforce_plus_plus
 from polopt.optim.sgd import Sgd
 
-DRAWS, STEPS, PROMPTS = 4000, 150, 64
+DRAWS, STEPS, PROMPTS = 2000, 150, 64
 END = "success at the end"
 
 
@@ -37,7 +37,7 @@ CLAIM = Claim(
     statement="Normalising over the batch keeps the direction of the policy gradient, which normalising by the deviation of each prompt bends, "
     "and learns from single completions better than rewards that are not normalised.",
     baseline="GRPO with groups of 8, and REINFORCE without a baseline; 64 completions an iteration each",
-    task="T-LIN, 64 prompts of success .02 to .9, 10 answers, 6 features; the mean gradient of 4000 batches at the first policy, and 150 updates of "
+    task="T-LIN, 64 prompts of success .02 to .9, 10 answers, 6 features; the mean gradient of 2000 batches at the first policy, and 150 updates of "
     "norm 0.3; no penalty",
     run=run,
     checks=(

@@ -10,7 +10,7 @@ from polopt.loops.language import NoPenalty
 from polopt.loops.prompting import Grouped
 from polopt.methods.reasoning.rloo import rloo
 
-DRAWS, PROMPTS = 6000, 8
+DRAWS, PROMPTS = 2000, 8
 PAIRS = "projection on the gradient of E[r] with pairs, over its length"
 
 
@@ -34,7 +34,7 @@ CLAIM = Claim(
     method="rloo",
     statement="The mean of the others is a baseline that leaves the gradient unbiased, for pairs too, and takes most of REINFORCE's variance.",
     baseline="REINFORCE without a baseline, and with the mean of the whole group",
-    task="T-AR of 8 prompts whose completions end at token 0; 6000 batches of 4 (or 2) completions a prompt, at the first policy, no penalty",
+    task="T-AR of 8 prompts whose completions end at token 0; 2000 batches of 4 (or 2) completions a prompt, at the first policy, no penalty",
     run=run,
     checks=(
         Check(COSINE, "RLOO", above=0.99),
