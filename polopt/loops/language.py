@@ -4,6 +4,7 @@ One iteration gathers N completions in groups (all of a group answer one prompt)
 policy by one or several updates. Every arrow is a slot:
 
     sampler     which prompts, how many completions of each, where they come from; remembers what it needs
+    shaping     what is added to the verifier's rewards
     advantage   rewards -> advantages, (N,) or (N, T); may remember statistics across iterations
     selection   which tokens are learnt from
     objective   the loss of each token, from the log-probabilities of the whole update; three policies appear in it: the sampler's
@@ -55,6 +56,7 @@ class Judged(NamedTuple):
     batch: Batch
     advantage: jax.Array  # (N, T)
     learn: jax.Array  # (N, T) bool, tokens that are learnt from
+    paid: jax.Array  # (N, T) what the penalty adds at each token to the rewards, which hold the sums of it already
     old_log_prob: jax.Array  # (N, T) of the policy at the start of the iteration; 0 where one update makes it the current one
     anchor_log_prob: jax.Array  # (N, T); 0 without a penalty
     group_mean: jax.Array  # (N,) mean reward of the whole group
@@ -96,8 +98,14 @@ class Sampler(Protocol):
         ...
 
 
+class Shaping(Protocol):
+    """What is added to the verifier's rewards before credit is given, (N,)."""
+
+    def __call__(self, task: LanguageTask, batch: Batch) -> jax.Array: ...
+
+
 class Advantage(Protocol):
-    """From rewards to advantages, (N,) or (N, T)."""
+    """From rewards to advantages, (N,) or (N, T). `fewest`, where it is said, is the smallest group that teaches anything."""
 
     def init(self, task: LanguageTask) -> Any: ...
 
@@ -117,7 +125,7 @@ class Objective(Protocol):
 
 
 class Penalty(Protocol):
-    """A divergence from an anchor: `reward` (N,) is what it takes from the rewards, `loss` (n, T) what it adds to the losses."""
+    """A divergence from an anchor: `reward` (N, T) is what it adds to the rewards at each token, `loss` (n, T) what it adds to the losses."""
 
     anchored: bool
     refresh_every: int | None
@@ -136,6 +144,14 @@ class Everything:
 
 
 @part
+class AsGraded:
+    """The verifier's rewards as they are."""
+
+    def __call__(self, task: LanguageTask, batch: Batch):
+        return jnp.zeros_like(batch.reward)
+
+
+@part
 class NoPenalty:
     """No anchor."""
 
@@ -143,10 +159,21 @@ class NoPenalty:
     refresh_every = None
 
     def reward(self, log_prob, anchor_log_prob, mask):
-        return jnp.zeros(log_prob.shape[:1])
+        return jnp.zeros_like(log_prob)
 
     def loss(self, update: Update):
         return jnp.zeros_like(update.log_prob)
+
+
+@part
+class Anchor:
+    """An anchor that the objective reads, and no penalty."""
+
+    refresh_every: int | None = hyper(None, at_least=1)  # iterations after which the current policy becomes the anchor; none for never
+
+    anchored = True
+    reward = NoPenalty.reward
+    loss = NoPenalty.loss
 
 
 @part
@@ -161,8 +188,8 @@ class KLPenalty:
     anchored = True
 
     def reward(self, log_prob, anchor_log_prob, mask):
-        """The whole completion's penalty; in the reward k1 is meant, whose mean is the divergence."""
-        paid = jnp.sum(jnp.where(mask, log_prob - anchor_log_prob, 0.0), axis=1)
+        """In the reward k1 is meant, whose mean is the divergence."""
+        paid = jnp.where(mask, log_prob - anchor_log_prob, 0.0)
         return -self.coefficient * paid if self.place == "reward" else jnp.zeros_like(paid)
 
     def loss(self, update: Update):
@@ -223,6 +250,7 @@ class Language:
     objective: Objective
     step_rule: Step
     penalty: Penalty = NoPenalty()
+    shaping: Shaping = AsGraded()
     selection: Selection = Everything()
     aggregation: Aggregation = Aggregation()
     epochs: int = hyper(1, at_least=1)  # passes over an iteration's completions
@@ -244,6 +272,10 @@ class Language:
         rows = self.sampler.size // self.minibatches
         if self.micro_batch is not None and rows % self.micro_batch:
             return f"cannot split the {rows} completions of an update into micro-batches of {self.micro_batch}"
+        fewest = getattr(self.advantage, "fewest", 1)
+        if self.sampler.completions is not None and self.sampler.completions < fewest:
+            name = type(self.advantage).__name__
+            return f"compares the completions of a prompt ({name}), but has {self.sampler.completions} of each. Set completions to {fewest} or more"
         return self.sampler.refuse(task)
 
     def init(self, task: LanguageTask, key) -> State:
@@ -305,10 +337,12 @@ class Language:
         anchor = zeros
         if self.penalty.anchored:
             anchor = self.score_in_pieces(task, task.model if state.anchor is None else state.anchor, batch).log_prob
-        batch = batch._replace(reward=batch.reward + self.penalty.reward(old.log_prob, anchor, batch.mask).astype(batch.reward.dtype))
+        paid = self.penalty.reward(old.log_prob, anchor, batch.mask)
+        reward = batch.reward + self.shaping(task, batch) + jnp.sum(paid, axis=1).astype(batch.reward.dtype)
+        batch = batch._replace(reward=reward)
         learn = batch.mask & batch.valid[:, None]
         mean = group_means(batch.reward, batch.valid, batch.group, self.sampler.groups)
-        judged = Judged(batch, zeros, learn, old.log_prob, anchor, mean)
+        judged = Judged(batch, zeros, learn, paid, old.log_prob, anchor, mean)
         advantage, memory = self.advantage(state.advantage, batch, judged)
         per_token = jnp.broadcast_to(advantage[:, None], learn.shape) if advantage.ndim == 1 else advantage
         return judged._replace(advantage=jax.lax.stop_gradient(jnp.where(learn, per_token, 0.0))), memory, old.entropy

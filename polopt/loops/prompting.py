@@ -208,3 +208,19 @@ def joined(parts: list[Batch]) -> Batch:
         return x if x.ndim == 1 else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
     return jax.tree.map(lambda *leaves: jnp.concatenate([wide(x) for x in leaves]), *parts)
+
+
+def surveyed(task: LanguageTask, policy, key, sampling: Sampling, repeats: int, *, at_once: int = 64) -> tuple[jax.Array, jax.Array]:
+    """(reward, valid), each (n, repeats): how `repeats` completions of every prompt are graded; `at_once` prompts are written for together."""
+    total = len(task.prompts)
+    at_once = min(at_once, total)
+    turns = -(-total // at_once)
+    rows = jnp.arange(turns * at_once, dtype=jnp.int32) % total
+
+    def turn(given):
+        batch = written(task, policy, *given, sampling, repeats=repeats)
+        return batch.reward, batch.valid
+
+    graded = jax.lax.map(turn, (rows.reshape(turns, at_once), jax.random.split(key, turns)))
+    reward, valid = (x.reshape(-1, repeats)[:total] for x in graded)
+    return reward, valid

@@ -35,3 +35,18 @@ class Clipped:
         ratio = jnp.exp(update.log_prob - update.old_log_prob)
         cut = jnp.where(update.advantage > 0, ratio > 1 + self.high, (update.advantage < 0) & (ratio < 1 - self.low))
         return surrogates.clipped(*sample, self.low, self.high, self.dual, mask=update.learn), clipped_share(update, cut)
+
+
+def of_completion(x, learn):
+    """(n,) the mean of x (n, T) over the tokens of each completion that are learnt from; 0 where there are none."""
+    return jnp.sum(jnp.where(learn, x, 0.0), axis=1) / jnp.maximum(jnp.sum(learn, axis=1), 1)
+
+
+def log_ratios(log_prob, reference, learn):
+    """(n,) log pi(completion) - log reference(completion), over the tokens that are learnt from."""
+    return jnp.sum(jnp.where(learn, log_prob - reference, 0.0), axis=1)
+
+
+def each_token(loss, learn):
+    """(n, T): a loss of completions (n,), borne by each of their tokens. `Aggregation("sequence")` makes their mean of it."""
+    return jnp.broadcast_to(loss[:, None], learn.shape)

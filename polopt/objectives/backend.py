@@ -133,3 +133,16 @@ def softplus(x: Array) -> Array:
     """log(1 + exp(x)) without overflow; -softplus(-x) is log sigmoid(x)."""
     xp = array_namespace(x)
     return xp.logaddexp(x, xp.zeros_like(x))
+
+
+def log_gamma(x: Array) -> Array:
+    """log of the Gamma function, for x > 0."""
+    if is_jax_array(x):
+        import jax
+
+        return jax.scipy.special.gammaln(x)
+    if is_torch_array(x):
+        return x.lgamma()
+    from scipy.special import gammaln
+
+    return gammaln(x)

@@ -23,7 +23,7 @@ from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
 
 
-class PreferenceTask: pass
+from polopt.data.preferences import PreferenceTask
 from polopt.data.synthetic import SPACES
 from polopt.data.testbeds import TESTBEDS
 from polopt.data.tokenizer import HuggingFaceTokenizer, save_tokenizer
@@ -86,8 +86,8 @@ def _posed(source: Source, kind: type, steps: int):
     if source.task in SPACES:
         posed = tasks.make_language_task(source.task, steps=steps, **options)
         if tokenizer is not None and any(tokenizer.encode(c) != posed.tokenizer.encode(c) for c in posed.tokenizer.alphabet):
-            wanted = f"The task {source.task} is written in single characters, each a token, but the tokenizer of {source.model} has others"
-            raise DataError(f"{wanted}; take --model {TINY} or a model that was trained on it, or give such a model a task in words, as reasoning_gym:NAME.")
+            found = f"The task {source.task} is written in single characters, each a token, but the tokenizer of {source.model} has others"
+            raise DataError(f"{found}; take --model {TINY}, or a task in words such as reasoning_gym:NAME.")
         return posed
     if source.task is not None:
         return tasks.make_language_task(source.task, tokenizer=tokenizer, steps=steps, **options)

@@ -300,6 +300,7 @@ CASES = {
     "safe_divide": case(backend.safe_divide, normal, normal, moves=(0, 1)),
     "safe_sqrt": case(backend.safe_sqrt, normal),
     "softplus": case(backend.softplus, normal),
+    "log_gamma": case(backend.log_gamma, positive),
 }
 
 REFUSALS = {"check_shapes", "check_choice"}

@@ -18,3 +18,8 @@ def adam(task: LanguageTask | None, rate: float = 1e-6, **more) -> Adam:
     if task is not None and sum(x.size for x in jax.tree.leaves(task.model) if jnp.issubdtype(x.dtype, jnp.inexact)) < SMALL:
         rate = TABULAR_RATE if isinstance(task.model, TabularPolicy) else SMALL_RATE
     return Adam(learning_rate=rate, anneal=False, max_grad_norm=1.0, epsilon=1e-8, **more)
+
+
+def few(task: LanguageTask | None, prompts: int) -> int:
+    """So many prompts, or all of a task that has fewer."""
+    return prompts if task is None else min(prompts, len(task.prompts))

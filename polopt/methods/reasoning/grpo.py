@@ -1,6 +1,6 @@
 """DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
 
-Zhihong Shao, Peiyi Wang, Qihao Zhu, Runxin Xu, Junxiao Song, Xiao Bi, Haowei Zhang, Mingchuan Zhang, Y. K. Li, Y. Wu, Daya Guo. 2024. arXiv:2402.03300
+Zhihong Shao, Peiyi Wang, Qihao Zhu, Runxin Xu, Junxiao Song, et al. 2024. arXiv:2402.03300
 
 Group relative policy optimisation: the baseline of a completion is the mean reward of the G completions of its own prompt, so that no
 critic is needed. PPO's clipped surrogate on tokens, and a penalty on the divergence from the policy that training started from.
