@@ -18,15 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polopt.data import tasks
+from polopt.data import tasks, text_files, text_tasks
 from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
-
-
 from polopt.data.preferences import PreferenceTask
 from polopt.data.synthetic import SPACES
 from polopt.data.testbeds import TESTBEDS
-from polopt.data.tokenizer import HuggingFaceTokenizer, save_tokenizer
+from polopt.data.tokenizer import CharacterTokenizer, HuggingFaceTokenizer, save_tokenizer
 from polopt.loops.credit import Ones
 from polopt.loops.language import Language
 from polopt.loops.prompting import Demonstrated
@@ -59,15 +57,16 @@ def wanted(method) -> type | None:
     return next((kind for kind in kinds if kind in (LanguageTask, PreferenceTask)), None)
 
 
-def pose(source: Source, kind: type, steps: int, directory: Path | None = None) -> LanguageTask | PreferenceTask:
-    """The task with the model that training starts from. `directory` is the folder of a run that has kept that model."""
+def pose(source: Source, method, steps: int, directory: Path | None = None) -> LanguageTask | PreferenceTask:
+    """The task for a method, with the model that training starts from. `directory` is the folder of a run that has kept that model."""
     if source.task in TESTBEDS:
-        return tasks.make_language_task(source.task, steps=steps, **dict(source.options))
+        return tasks.make_language_task(source.task, verifier=source.verifier, steps=steps, **dict(source.options))
     if source.model is None:
         raise DataError(f"No model is given; give --model {TINY}, or --model DIRECTORY in the Hugging Face layout.")
-    if source.task is None and source.data is None:
-        raise DataError("No prompts are given; give --task arithmetic (or another task), or --data FILE.")
-    posed = _posed(source, kind, steps)
+    if (source.task is None) == (source.data is None):
+        given = "Neither" if source.task is None else "Both"
+        raise DataError(f"{given} a task and data are given, but one of them says what is learnt; give --task arithmetic, or --data FILE.jsonl.")
+    posed = _posed(source, method, steps)
     kept = None if directory is None else directory / START
     if kept is not None and kept.exists():
         return posed.with_model(huggingface.load(kept))
@@ -76,23 +75,61 @@ def pose(source: Source, kind: type, steps: int, directory: Path | None = None) 
         known = f"The model {source.model} knows {model.vocabulary} tokens, but its tokenizer has {posed.tokenizer.size}"
         raise DataError(f"{known}; give a model and a tokenizer that belong together.")
     posed = posed.with_model(model)
-    iterations = source.warm_start if source.warm_start is not None else TINY_WARM_START if source.model == TINY else 0
+    iterations = source.warm_start if source.warm_start is not None else TINY_WARM_START if _taught_first(source, method, posed) else 0
     return posed.with_model(warmed_up(posed, iterations)) if iterations else posed
 
 
-def _posed(source: Source, kind: type, steps: int):
+def _taught_first(source: Source, method, posed) -> bool:
+    """Whether a warm start is the default: a model without any skill cannot earn a reward, but supervised learning needs none."""
+    shown = isinstance(posed, LanguageTask) and posed.prompts.demonstration is not None
+    return source.model == TINY and shown and not _learns_demonstrations(method)
+
+
+def _learns_demonstrations(method) -> bool:
+    return isinstance(getattr(method, "sampler", None), Demonstrated)
+
+
+def _posed(source: Source, method, steps: int):
     options = dict(source.options)
-    tokenizer = None if source.model == TINY else HuggingFaceTokenizer(source.model)
     if source.task in SPACES:
-        posed = tasks.make_language_task(source.task, steps=steps, **options)
-        if tokenizer is not None and any(tokenizer.encode(c) != posed.tokenizer.encode(c) for c in posed.tokenizer.alphabet):
-            found = f"The task {source.task} is written in single characters, each a token, but the tokenizer of {source.model} has others"
-            raise DataError(f"{found}; take --model {TINY}, or a task in words such as reasoning_gym:NAME.")
+        posed = tasks.make_language_task(source.task, verifier=source.verifier, steps=steps, **options)
+        if source.model != TINY:
+            tokenizer = HuggingFaceTokenizer(source.model)
+            if any(tokenizer.encode(c) != posed.tokenizer.encode(c) for c in posed.tokenizer.alphabet):
+                found = f"The task {source.task} is written in single characters, each a token, but the tokenizer of {source.model} has others"
+                raise DataError(f"{found}; take --model {TINY}, or a task in words such as reasoning_gym:NAME.")
         return posed
-    if source.task is not None:
-        return tasks.make_language_task(source.task, tokenizer=tokenizer, steps=steps, **options)
-    read = tasks.read_preferences if kind is PreferenceTask else tasks.read_prompts
-    return read(source.data, tokenizer=tokenizer, verifier=source.verifier, steps=steps, **options)
+    place = source.task or source.data
+    if source.model != TINY:
+        tokenizer = HuggingFaceTokenizer(source.model)
+    elif place.endswith(text_files.SUFFIXES):
+        tokenizer = characters_of(place)
+    else:
+        raise DataError(f"The task {place} is written in words, which a tiny model has no tokenizer for; give --model DIRECTORY.")
+    if source.data is None:
+        return tasks.make_language_task(place, tokenizer=tokenizer, verifier=source.verifier, steps=steps, **options)
+    if not place.endswith(text_files.SUFFIXES):
+        raise DataError(f"The data are {place}, but a file of {' or '.join(text_files.SUFFIXES)} is expected; a task is named with --task.")
+    if wanted(method) is PreferenceTask:
+        return text_tasks.preference_task(place, tokenizer, steps=steps, **options)
+    if _learns_demonstrations(method) and source.verifier is None:
+        return text_tasks.demonstration_task(place, tokenizer, steps=steps, **options)
+    return tasks.make_language_task(place, tokenizer=tokenizer, verifier=source.verifier, steps=steps, **options)
+
+
+def characters_of(path: str) -> CharacterTokenizer:
+    """A tokenizer of the characters that are in a file's texts."""
+
+    def texts(value):
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from texts(inner)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield str(value)
+
+    return CharacterTokenizer("".join(sorted({c for row in text_files.read_rows(path) for text in texts(row.entries) for c in text})))
 
 
 def _small(task) -> Transformer:

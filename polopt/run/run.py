@@ -189,8 +189,7 @@ def _takes_language(general) -> bool:
 def _pose_language(general, method, data, model, task, verifier, warm_start, steps) -> _Posed:
     from polopt.run import language
 
-    kind = language.wanted(general)
-    if kind is None:
+    if language.wanted(general) is None:
         raise RunError(f"The method {method} needs {general.needs}, but was given a language model or task.")
     (steps,) = _counts(steps=DEFAULTS["language"]["steps"] if steps is None else steps)
     if task is not None and not isinstance(task, str):
@@ -198,7 +197,7 @@ def _pose_language(general, method, data, model, task, verifier, warm_start, ste
         return _Posed(posed, posed.name, posed.name, False, language={"source": None})
     name, options = language.options_of(task)
     source = language.Source(*(None if x is None else os.fspath(x) for x in (model, name, data, verifier)), options, warm_start)
-    posed = language.pose(source, kind, steps)
+    posed = language.pose(source, general, steps)
     made = name not in language.TESTBEDS and (source.model == language.TINY or bool(warm_start))
     return _Posed(posed, posed.name, posed.name, True, language=language.described(source, posed), made=made)
 
@@ -288,14 +287,10 @@ class Run:
 
     def _rebuild(self):
         config = self.config
-        task = self._language_task() if config.get("language") else self._control_task(config)
-        pickled = self.directory / "method.pkl"
-        if pickled.exists():
-            try:
-                return pickle.loads(pickled.read_bytes()), task
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"The method in {pickled} cannot be read ({reason}). Make the module that defines its parts importable.") from error
+        given = self._pickled()
+        task = self._language_task(given) if config.get("language") else self._control_task(config)
+        if given is not None:
+            return given, task
         method = registry.load(config["method"])(task)
         known = parts.fields(method)
         missing = [name for name in config["fields"] if name not in known]
@@ -307,6 +302,17 @@ class Run:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in config["fields"].items()}
         return parts.replace(method, values), task
 
+    def _pickled(self):
+        """The method of a run that was started with one; None where its key was given."""
+        file = self.directory / "method.pkl"
+        if not file.exists():
+            return None
+        try:
+            return pickle.loads(file.read_bytes())
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(f"The method in {file} cannot be read ({reason}). Make the module that defines its parts importable.") from error
+
     def _control_task(self, config):
         data = config.get("data")
         evaluated = not data or data["evaluated"]
@@ -317,16 +323,16 @@ class Run:
             return DataTask(self._logged(data, environment).on_device(), config["steps"], environment)
         return ControlTask(environment, config["steps"])
 
-    def _language_task(self):
-        """The task of the run, with the model that it started from."""
+    def _language_task(self, method=None):
+        """The task of the run, with the model that it started from. `method` is the run's, where it was started with one."""
         from polopt.run import language
 
         config = self.config
         if self._task is None and not config["named_env"]:
             raise RunError(f"The run {self.directory} was started with a task object; pass it again: load(directory, task=...).")
         if self._task is None:
-            kind = language.wanted(registry.load(config["method"])(None))
-            self._task = language.pose(language.remembered(config["language"]), kind, config["steps"], self.directory)
+            method = method or self._pickled() or registry.load(config["method"])(None)
+            self._task = language.pose(language.remembered(config["language"]), method, config["steps"], self.directory)
         return dataclasses.replace(self._task, steps=config["steps"])
 
     def _logged(self, data: dict[str, Any], environment):

@@ -177,7 +177,7 @@ def test_an_empty_place_teaches_nothing():
 
 
 def test_demonstrations_raise_their_own_likelihood():
-    loop = Language(Demonstrated(8), Ones(), LogLikelihood(), Sgd(1.0))
+    loop = Language(Demonstrated(8), Ones(), LogLikelihood(), Sgd(20.0))
     learnt = after(loop, TASK, iterations=30).policy
     assert jnp.mean(testbeds.exact_returns(TASK, learnt)) > 0.9
 
