@@ -27,7 +27,7 @@ def problem(dtype=jnp.float64, empty=False):
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("chunk", [1, 4, 7, 22, 23, 100, None])
+@pytest.mark.parametrize("chunk", [1, 7, 22, 23])
 def test_values_and_gradients_equal_the_plain_ones(chunk, softcap):
     with jax.enable_x64(True):
         hidden, head, targets, mask = problem()
@@ -42,8 +42,8 @@ def test_values_and_gradients_equal_the_plain_ones(chunk, softcap):
             return (log_prob * a).sum() + (entropy * b).sum(), (log_prob, entropy)
 
         arguments = (hidden, head, jnp.float64(0.7))
-        (_, values), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(*arguments)
-        (_, expected), expected_gradients = jax.value_and_grad(theirs, (0, 1, 2), has_aux=True)(*arguments)
+        (_, values), gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(*arguments)
+        (_, expected), expected_gradients = jax.jit(jax.value_and_grad(theirs, (0, 1, 2), has_aux=True))(*arguments)
         for x, y in zip(values, expected):
             np.testing.assert_allclose(x[mask], y, rtol=0, atol=1e-10)
             assert not np.any(x[~mask])

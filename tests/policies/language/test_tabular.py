@@ -44,6 +44,11 @@ def policies():
 KINDS = ("bandit", "linear", "chain", "autoregressive")
 
 
+@jax.jit
+def score_of(policy, prompts, mask, completions, completion_mask, temperature=1.0):
+    return policy.score(prompts, mask, completions, completion_mask, temperature)
+
+
 def everything(length):
     """A prompt, its mask and a completion for every problem and every sequence."""
     written = exact.sequences(V, length)
@@ -57,8 +62,8 @@ def test_the_distribution_and_its_gradient_are_the_exact_ones(kind):
     assert policy.length == length and policy.vocabulary == V and policy.log_probs().dtype == jnp.float64
     np.testing.assert_allclose(policy.log_probs(), reference(policy), rtol=0, atol=1e-12)
     rewards = normal(Q, V**length, seed=5)
-    value, ours = jax.value_and_grad(lambda p: exact.expected(p.log_probs(), rewards).sum())(policy)
-    expected, theirs = jax.value_and_grad(lambda p: exact.expected(reference(p), rewards).sum())(policy)
+    value, ours = jax.jit(jax.value_and_grad(lambda p: exact.expected(p.log_probs(), rewards).sum()))(policy)
+    expected, theirs = jax.jit(jax.value_and_grad(lambda p: exact.expected(reference(p), rewards).sum()))(policy)
     np.testing.assert_allclose(value, expected, atol=1e-12)
     name = "weights" if kind == "linear" else "logits"
     np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=0, atol=1e-12)
@@ -69,12 +74,12 @@ def test_the_distribution_and_its_gradient_are_the_exact_ones(kind):
 def test_scores_of_all_sequences_add_up_to_the_distribution(kind):
     policy, length, reference = policies()[kind]
     prompts, mask, completions = everything(length)
-    scored = policy.score(prompts, mask, completions, jnp.ones(completions.shape, bool))
+    scored = score_of(policy, prompts, mask, completions, jnp.ones(completions.shape, bool))
     np.testing.assert_allclose(scored.log_prob.sum(1).reshape(Q, -1), reference(policy), rtol=0, atol=1e-12)
     # the chain rule of entropy: the expected entropies of the tokens add up to that of the sequences
     of_tokens = jnp.sum(jnp.exp(reference(policy)) * scored.entropy.sum(1).reshape(Q, -1), -1)
     np.testing.assert_allclose(of_tokens, exact.entropy(reference(policy)), rtol=0, atol=1e-12)
-    hot = policy.score(prompts, mask, completions, jnp.zeros(completions.shape, bool).at[:, 0].set(True), 2.0)
+    hot = score_of(policy, prompts, mask, completions, jnp.zeros(completions.shape, bool).at[:, 0].set(True), 2.0)
     np.testing.assert_allclose(hot.log_prob[:, 0], jax.nn.log_softmax(policy.table()[:, 0] / 2)[prompts[:, 0], completions[:, 0]], atol=1e-12)
     assert not np.any(hot.log_prob[:, 1:]) and not np.any(hot.entropy[:, 1:])
 
@@ -86,7 +91,7 @@ def test_generated_log_probs_are_the_scores(kind):
     mask = jnp.asarray([[False, True], [True, True]])
     out = generate(policy, prompts, mask, jax.random.key(3), length=length, repeats=5)
     assert np.all(out.mask) and not np.any(out.finished)
-    scored = policy.score(jnp.repeat(prompts, 5, 0), jnp.repeat(mask, 5, 0), out.tokens, out.mask)
+    scored = score_of(policy, jnp.repeat(prompts, 5, 0), jnp.repeat(mask, 5, 0), out.tokens, out.mask)
     np.testing.assert_allclose(out.log_prob, scored.log_prob, rtol=0, atol=1e-12)
 
 
