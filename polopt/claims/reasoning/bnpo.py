@@ -62,7 +62,7 @@ def squared(a: float, b: float):
 def run(seeds: list[int]) -> dict[str, Side]:
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     skewed, even = (np.asarray(jax.jit(jax.vmap(squared(a, b)))(keys), np.float64) for a, b in ((0.7, 2.0), (3.0, 3.0)))
-    method = dataclasses.replace(bnpo(), sampler=Grouped(prompts=PROMPTS, completions=SIZE), step_rule=Sgd(1.0, norm=3.0))
+    method = dataclasses.replace(bnpo(), sampler=Grouped(prompts=PROMPTS, completions=SIZE), step_rule=Sgd(1.0, norm=3.0), minibatches=1)
     credits = (method.advantage, GroupRelative(), Centred())
     ratios, sides = exact(), {}
     for i, (name, credit) in enumerate(zip(NAMES, credits)):

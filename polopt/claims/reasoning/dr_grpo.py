@@ -21,7 +21,7 @@ def run(seeds: list[int]) -> dict[str, Side]:
     sampler = Grouped(prompts=PROMPTS, completions=SIZE)
     task = problem(0)
     methods = {
-        "Dr. GRPO": dataclasses.replace(dr_grpo(task), sampler=sampler),
+        "Dr. GRPO": dataclasses.replace(dr_grpo(task), sampler=sampler, minibatches=1),
         "GRPO": dataclasses.replace(grpo(task), sampler=sampler, penalty=NoPenalty()),
     }
     sides = {}

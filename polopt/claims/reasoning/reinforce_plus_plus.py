@@ -21,7 +21,7 @@ def problem(seed: int):
 
 def run(seeds: list[int]) -> dict[str, Side]:
     # all 64 completions of an iteration in one update of a fixed length
-    method = dataclasses.replace(reinforce_plus_plus(), penalty=NoPenalty(), step_rule=Sgd(1.0, norm=0.3))
+    method = dataclasses.replace(reinforce_plus_plus(), penalty=NoPenalty(), step_rule=Sgd(1.0, norm=0.3), minibatches=1)
     groups = dataclasses.replace(method, sampler=Grouped(prompts=8, completions=8), advantage=GroupRelative())
     sides = {}
     methods = {"REINFORCE++": method, "REINFORCE": dataclasses.replace(method, advantage=Raw()), "GRPO": groups}

@@ -8,7 +8,7 @@ from polopt.core import parts
 from polopt.data import testbeds
 from polopt.methods.reasoning.sft import sft
 
-STEPS = 200
+STEPS = 300
 LOSS = "mean negative log-likelihood of a demonstration's token"
 FIRST, LAST, END = f"{LOSS} at first", f"{LOSS} at the end", "success at the end"
 
@@ -34,7 +34,7 @@ CLAIM = Claim(
     method="sft",
     statement="Maximum likelihood reproduces the demonstrations of its prompts, and does what they do.",
     baseline="the policy that training starts from",
-    task="T-AR, 16 prompts with one right answer each as the demonstration, Adam at .05, 200 iterations of all of them",
+    task="T-AR, 16 prompts with one right answer each as the demonstration, Adam at .05, 300 iterations of all of them",
     run=run,
     checks=(
         Check(FIRST, "SFT", above=0.5),

@@ -28,7 +28,7 @@ def large(seed: int):
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
-    method = dataclasses.replace(two_grpo(), aggregation=Aggregation("constant", scale=1.0))
+    method = dataclasses.replace(two_grpo(), aggregation=Aggregation("constant", scale=1.0), minibatches=1)
     sides = {}
     for name, size in (("G = 2", 2), ("G = 16", 16)):
         every = dataclasses.replace(method, sampler=Grouped(prompts=PROMPTS, completions=size), step_rule=Sgd(1.0 * PROMPTS))

@@ -93,11 +93,12 @@ class BetaNormalised:
 
 @composition
 def bnpo(task: LanguageTask | None = None) -> Language:
-    """BNPO with the paper's 32 prompts and 16 completions of each, its clips, and token sums."""
+    """BNPO with the paper's 32 prompts and 16 completions of each, its clips, token sums, and four updates an iteration."""
     return Language(
         sampler=Grouped(prompts=few(task, 32), completions=16),
         advantage=BetaNormalised(),
         objective=Clipped(low=0.2, high=0.28, dual=10.0),
         step_rule=adam(task),
         aggregation=Aggregation("constant", scale=1.0),
+        minibatches=4,
     )

@@ -25,11 +25,12 @@ from polopt.methods.registry import composition
 
 @composition
 def dr_grpo(task: LanguageTask | None = None) -> Language:
-    """Dr. GRPO; L is the greatest length of a completion, the paper's 3000 without a task."""
+    """Dr. GRPO with four updates an iteration; L is the greatest length of a completion, the paper's 3000 without a task."""
     return Language(
         sampler=Grouped(),
         advantage=Centred(),
         objective=Clipped(),
         step_rule=adam(task),
         aggregation=Aggregation("constant", scale=3000.0 if task is None else float(task.length)),
+        minibatches=4,
     )

@@ -25,7 +25,7 @@ from polopt.methods.registry import composition
 
 @composition
 def reinforce_plus_plus(task: LanguageTask | None = None) -> Language:
-    """REINFORCE++: one completion of each prompt, the penalty in the reward, token by token."""
+    """REINFORCE++: one completion of each prompt, the penalty in the reward, token by token; four updates an iteration."""
     return Language(
         sampler=Grouped(prompts=few(task, 64), completions=1),
         advantage=Whitened(),
@@ -33,6 +33,7 @@ def reinforce_plus_plus(task: LanguageTask | None = None) -> Language:
         step_rule=adam(task),
         penalty=KLPenalty(0.01, place="reward"),
         aggregation=Aggregation("token"),
+        minibatches=4,
     )
 
 
@@ -46,4 +47,5 @@ def baseline(task: LanguageTask | None = None) -> Language:
         step_rule=adam(task),
         penalty=KLPenalty(0.01, "k2"),
         aggregation=Aggregation("token"),
+        minibatches=4,
     )

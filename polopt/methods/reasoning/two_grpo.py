@@ -25,11 +25,12 @@ from polopt.methods.registry import composition
 
 @composition
 def two_grpo(task: LanguageTask | None = None) -> Language:
-    """GRPO on pairs, without a penalty: 32 prompts, two completions of each."""
+    """GRPO on pairs, without a penalty: 32 prompts, two completions of each, four updates an iteration."""
     return Language(
         sampler=Grouped(prompts=few(task, 32), completions=2),
         advantage=GroupRelative(),
         objective=Clipped(),
         step_rule=adam(task),
         aggregation=Aggregation("sequence"),
+        minibatches=4,
     )
