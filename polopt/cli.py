@@ -108,7 +108,7 @@ class TrainOptions:
     verifier: str | None = None
     """who grades completions of the prompts in --data: FILE.py:FUNCTION, or math"""
     warm_start: int | None = None
-    """iterations of supervised learning on the task's demonstrations first; by default 200 for --model tiny, else 0"""
+    """iterations of supervised learning on the task's demonstrations first; by default 400 for --model tiny, else 0"""
     steps: int | None = None
     """environment steps a seed, all copies counted; updates where data are given (500,000); iterations of a language method (300)"""
     seeds: int = 1

@@ -26,7 +26,7 @@ from polopt.data.verifiers import Answer, Countdown, Goal, Matches
 
 DIGITS = "0123456789"
 MOST_DRAWS = 100  # how often, for each problem that is wanted, one is drawn before the space counts as used up
-DEFAULT = (512, 128)  # problems to learn from and held out, where there are as many
+DEFAULT = (8192, 256)  # problems to learn from and held out, where there are as many
 
 
 class Problem(NamedTuple):
@@ -140,7 +140,7 @@ SPACES: dict[str, Callable[..., Space]] = {
 
 
 def make(name: str, *, count: int | None, held_out: int | None, seed: int, steps: int, model: Any, **options) -> LanguageTask:
-    """A synthetic task: `count` problems to learn from and `held_out` others, both by default as many as there are, up to 512 and 128."""
+    """A synthetic task: `count` problems to learn from and `held_out` others, both by default as many as there are, up to 8192 and 256."""
     space = SPACES[name](**options)
     wanted = tuple(default if given is None else given for given, default in zip((count, held_out), DEFAULT))
     if count is None and held_out is None and sum(wanted) > space.size:

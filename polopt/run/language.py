@@ -35,7 +35,7 @@ from polopt.policies.language.sampling import Sampling, generate
 from polopt.policies.language.transformer import Transformer, tiny
 
 TINY = "tiny"
-TINY_WARM_START = 200  # iterations of supervised learning, after which a tiny model is right now and then
+TINY_WARM_START = 400  # iterations of supervised learning, after which a tiny model is right now and then
 START = "model"  # the folder in a run's
 
 

@@ -75,7 +75,7 @@ def fit(
     task:        what a language model learns: a name such as "arithmetic" or "reasoning_gym:countdown", a `LanguageTask` or a `PreferenceTask`;
                  or `data`, a file of prompts, demonstrations or preferences. A name may be followed by options, "countdown:numbers=4".
     verifier:    who grades completions of the prompts in `data`: "FILE.py:FUNCTION", or "math" for answers by math-verify.
-    warm_start:  iterations of supervised learning on the task's demonstrations before training; by default 200 for "tiny", else 0.
+    warm_start:  iterations of supervised learning on the task's demonstrations before training; by default 400 for "tiny", else 0.
     steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations. By default
                  500,000. Of a language method the iterations, by default 300.
     seeds:       how many seeds (0, 1, ...), or which.

@@ -21,7 +21,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import clipped_share
-from polopt.methods.reasoning._frame import adam
+from polopt.methods.reasoning._frame import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 
@@ -44,7 +44,7 @@ class TruncatedWeight:
 def cispo(task: LanguageTask | None = None) -> Language:
     """CISPO with weights of at most 2 and four updates an iteration."""
     return Language(
-        sampler=Grouped(),
+        sampler=Grouped(prompts=few(task, 64)),
         advantage=GroupRelative(),
         objective=TruncatedWeight(),
         step_rule=adam(task),

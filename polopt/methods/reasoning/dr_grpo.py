@@ -19,7 +19,7 @@ from polopt.loops.credit import Centred
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods.reasoning._frame import adam, few
 from polopt.methods.registry import composition
 
 
@@ -27,7 +27,7 @@ from polopt.methods.registry import composition
 def dr_grpo(task: LanguageTask | None = None) -> Language:
     """Dr. GRPO with four updates an iteration; L is the greatest length of a completion, the paper's 3000 without a task."""
     return Language(
-        sampler=Grouped(),
+        sampler=Grouped(prompts=few(task, 64)),
         advantage=Centred(),
         objective=Clipped(),
         step_rule=adam(task),

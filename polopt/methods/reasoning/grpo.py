@@ -20,7 +20,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, KLPenalty, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods.reasoning._frame import adam, few
 from polopt.methods.registry import composition
 
 
@@ -28,7 +28,7 @@ from polopt.methods.registry import composition
 def grpo(task: LanguageTask | None = None) -> Language:
     """GRPO with the paper's clip of 0.2 and penalty of 0.04."""
     return Language(
-        sampler=Grouped(),
+        sampler=Grouped(prompts=few(task, 64)),
         advantage=GroupRelative(),
         objective=Clipped(),
         step_rule=adam(task),

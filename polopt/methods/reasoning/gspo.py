@@ -23,7 +23,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import clipped_share, log_ratios
-from polopt.methods.reasoning._frame import adam
+from polopt.methods.reasoning._frame import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 
@@ -47,7 +47,7 @@ class SequenceClipped:
 
 def _composed(task: LanguageTask | None, per_token: bool) -> Language:
     return Language(
-        sampler=Grouped(),
+        sampler=Grouped(prompts=few(task, 64)),
         advantage=GroupRelative(),
         objective=SequenceClipped(per_token=per_token),
         step_rule=adam(task),

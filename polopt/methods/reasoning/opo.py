@@ -21,7 +21,7 @@ from polopt.loops.credit import LengthWeighted
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import LogLikelihood
-from polopt.methods.reasoning._frame import adam
+from polopt.methods.reasoning._frame import adam, few
 from polopt.methods.registry import composition
 
 
@@ -35,7 +35,7 @@ def optimal_baseline(rewards, squared_norms):
 def opo(task: LanguageTask | None = None) -> Language:
     """OPO with sixteen completions of each prompt."""
     return Language(
-        sampler=Grouped(completions=16),
+        sampler=Grouped(prompts=few(task, 64), completions=16),
         advantage=LengthWeighted(),
         objective=LogLikelihood(),
         step_rule=adam(task),

@@ -41,7 +41,7 @@ def reinforce_plus_plus(task: LanguageTask | None = None) -> Language:
 def baseline(task: LanguageTask | None = None) -> Language:
     """REINFORCE++-baseline: the mean of the group is taken first, and the penalty is in the loss."""
     return Language(
-        sampler=Grouped(),
+        sampler=Grouped(prompts=few(task, 64)),
         advantage=Whitened(centre=True),
         objective=Clipped(),
         step_rule=adam(task),
