@@ -140,6 +140,11 @@ def read_record(directory) -> Record:
     )
 
 
+def read_lines(path) -> list[dict[str, Any]]:
+    """The whole rows of a file of lines; none where there is no file."""
+    return _lines(Path(path))[0]
+
+
 def read_json(path) -> Any:
     """The value in a JSON file. Raises OSError when it cannot be opened and ValueError when it is not JSON."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

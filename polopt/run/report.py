@@ -16,7 +16,7 @@ import numpy as np
 
 from polopt.run import charts
 from polopt.run.charts import Series, compact, line_chart, over_seeds
-from polopt.run.records import Record
+from polopt.run.records import Record, read_lines
 from polopt.run.statistics import Estimate, paired_effect, probability_of_improvement
 
 _MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "cross": "P"}
@@ -103,6 +103,7 @@ def html_report(records: Sequence[Record], path) -> None:
         _evaluations(records, names),
         _comparison(records, names),
         _curves(records, names),
+        _samples(records, names),
         _diagnostics(records, names),
         _settings("Hyperparameters", [r.config.get("fields") or {} for r in records], names),
         _settings("Versions and machine", [_origin(r) for r in records], names),
@@ -115,6 +116,25 @@ def html_report(records: Sequence[Record], path) -> None:
         + "\n</main>\n</body>\n</html>\n"
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def _samples(records: Sequence[Record], names: list[str]) -> str:
+    """What language policies wrote at the end after held-out prompts; nothing for policies that act."""
+    tables = []
+    for record, name in zip(records, names):
+        rows = [
+            (
+                escape(row["prompt"]),
+                escape(row["completion"]) + ("" if row["finished"] else " …"),
+                "not graded" if row["reward"] is None else number(row["reward"]),
+                str(row["seed"]),
+            )
+            for row in read_lines(record.directory / "samples.jsonl")
+        ]
+        if rows:
+            tables.append(_table(name if len(records) > 1 else "", ("prompt", "completion", "reward", "seed"), rows, kind="settings cards"))
+    note = '<p class="quiet">Held-out prompts, and what the last policy drew after them at temperature 1; … where the length cut it.</p>'
+    return f"<section><h2>Samples</h2>{note}{''.join(tables)}</section>" if tables else ""
 
 
 def _header(records: Sequence[Record], title: str) -> str:

@@ -666,7 +666,7 @@ def _write_samples(run: Run, a_seed: int = 8) -> None:
         with contextlib.suppress(FileNotFoundError):
             (run.directory / "samples.jsonl").unlink()
         for row in run.samples(a_seed):
-            records.append_line(run.directory / "samples.jsonl", row)
+            records.append_line(run.directory / "samples.jsonl", {"step": run.config["steps"], **row})
 
 
 def _examination(task):

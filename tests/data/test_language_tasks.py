@@ -129,7 +129,7 @@ def test_small_spaces_are_shared_out():
     assert len(task.prompts) + len(task.held_out) == 49 and len(task.held_out) == 9
     assert make_language_task("arithmetic", digits=1).length == 3
     default = make_language_task("sorting")
-    assert (len(default.prompts), len(default.held_out)) == (512, 128)
+    assert (len(default.prompts), len(default.held_out)) == (8192, 256)
 
 
 WRONG = [
