@@ -208,3 +208,33 @@ def joined(parts: list[Batch]) -> Batch:
         return x if x.ndim == 1 else jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
 
     return jax.tree.map(lambda *leaves: jnp.concatenate([wide(x) for x in leaves]), *parts)
+
+
+@part
+class Accompanied:
+    """`prompts` prompts in shuffled order, `own` completions of each by the policy and, behind them in the group, its demonstration."""
+
+    prompts: int = hyper(8, at_least=1)  # different prompts an iteration
+    own: int = hyper(8, at_least=1)  # completions of each by the policy
+    sampling: Sampling = Sampling()
+
+    groups = Grouped.groups
+    size = Grouped.size
+    temperature = Grouped.temperature
+    init = Grouped.init
+    tell = Grouped.tell
+
+    @property
+    def completions(self) -> int:
+        return self.own + 1
+
+    def refuse(self, task):
+        return no_verifier(task) or Demonstrated.refuse(self, task)
+
+    def gather(self, state: Order, task, policy, key):
+        k_order, k_write = jax.random.split(key)
+        prompts, state = draw_prompts(state, self.prompts, k_order)
+        own = written(task, policy, prompts, k_write, self.sampling, repeats=self.own)
+        batch = joined([own, demonstrated(task, prompts)])
+        order = jnp.argsort(batch.group, stable=True)  # each demonstration behind its group
+        return jax.tree.map(lambda x: x[order], batch), state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from array_api_compat import array_namespace
 
 from polopt.core.parts import hyper, part
 from polopt.loops.language import Update
@@ -35,3 +36,17 @@ class Clipped:
         ratio = jnp.exp(update.log_prob - update.old_log_prob)
         cut = jnp.where(update.advantage > 0, ratio > 1 + self.high, (update.advantage < 0) & (ratio < 1 - self.low))
         return surrogates.clipped(*sample, self.low, self.high, self.dual, mask=update.learn), clipped_share(update, cut)
+
+
+def few(share, mask):
+    """max(1, round(share N)), N the tokens of the mask."""
+    xp = array_namespace(mask)
+    return xp.clip(xp.round(share * xp.sum(xp.astype(mask, xp.float32))), min=1)
+
+
+def largest(x, mask, count):
+    """Which elements of x, out of those of the mask, are the `count` largest; of equal ones the first."""
+    xp = array_namespace(x)
+    flat = xp.reshape(xp.where(mask, x, xp.full_like(x, -xp.inf)), (-1,))
+    rank = xp.argsort(xp.argsort(-flat, stable=True))
+    return mask & (xp.reshape(rank, x.shape) < count)

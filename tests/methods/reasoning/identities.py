@@ -72,3 +72,11 @@ def every_field_counts(method, task, steps: int = 2, **changes) -> None:
     for name, value in changes.items():
         after = trained(replace(method, {name.replace("__", "."): value}), task, steps)
         assert np.abs(after - before).max() > 1e-6, f"{name} = {value} changes nothing"
+
+
+def every_field_weighs(objective, update: Update, **changes) -> None:
+    """Each of the changes, a field's new value by its name, changes the weights of the update."""
+    before = weights(objective, update)
+    for name, value in changes.items():
+        after = weights(dataclasses.replace(objective, **{name: value}), update)
+        assert np.abs(after - before).max() > 1e-6, f"{name} = {value} changes nothing"

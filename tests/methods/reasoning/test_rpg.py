@@ -15,6 +15,7 @@ from polopt.data import testbeds
 from polopt.methods.reasoning.rpg import (
     DIVERGENCES,
     ClippedREINFORCE,
+    Differentiable,
     MaskedREINFORCE,
     clipped_coefficient,
     differentiable,
@@ -26,7 +27,7 @@ from polopt.methods.reasoning.rpg import (
 )
 from polopt.objectives.divergences import k3
 from polopt.optim.sgd import Sgd
-from tests.methods.reasoning.identities import agree, an_update, every_field_counts, same_in_pieces, weights
+from tests.methods.reasoning.identities import agree, an_update, every_field_weighs, same_in_pieces, weights
 
 rows = pytest.mark.parametrize("divergence", DIVERGENCES)
 
@@ -129,15 +130,17 @@ def test_the_weights_in_the_loop(divergence):
     np.testing.assert_allclose(weights(MaskedREINFORCE(divergence, 0.2, dual=1.5, limit=1.0), update), wanted, rtol=1e-5, atol=1e-7)
 
 
-def small(method):
-    method = dataclasses.replace(method, step_rule=Sgd(10.0), minibatches=2, epochs=2)
-    return replace(method, {"sampler.prompts": 4, "sampler.completions": 8, "objective.beta": 0.5})
+def test_every_field_counts():
+    ratio, advantage = np.array([[0.4, 0.9, 1.2, 1.4, 12.0]] * 3), np.array([[1.0], [0.0], [-1.0]], np.float32)
+    update = an_update(np.log(ratio), old=np.zeros((3, 5)), advantage=np.repeat(advantage, 5, 1))
+    every_field_weighs(ClippedREINFORCE(beta=0.5), update, divergence="reverse", beta=0.1, low=0.05, high=0.05)
+    bounds = dict(low=0.05, high=0.15, dual=13.0, limit=0.05)
+    every_field_weighs(MaskedREINFORCE(beta=0.5), update, divergence="forward", beta=0.1, **bounds)
+    every_field_weighs(Differentiable(beta=0.5), update, divergence="forward", beta=0.1)
 
 
 def test_the_loop():
     task = testbeds.chain(prompts=6, length=2, vocabulary=3, success=0.7, steps=4)
-    same_in_pieces(small(rpg(task)), task, 4)
-    every_field_counts(small(rpg(task)), task, objective__beta=0.1, objective__low=0.05, objective__high=0.05, objective__divergence="reverse")
-    bounds = dict(objective__low=0.05, objective__high=0.05, objective__dual=1.05, objective__limit=0.05)
-    every_field_counts(small(masked(task)), task, objective__beta=0.1, objective__divergence="forward", **bounds)
-    every_field_counts(small(differentiable(task)), task, objective__beta=0.1, objective__divergence="forward")
+    method = dataclasses.replace(rpg(task), step_rule=Sgd(10.0), minibatches=2)
+    same_in_pieces(replace(method, {"sampler.prompts": 4, "sampler.completions": 8, "objective.beta": 0.5}), task, 4)
+    assert [type(f(task).objective) for f in (masked, differentiable)] == [MaskedREINFORCE, Differentiable]
