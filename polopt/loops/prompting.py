@@ -224,3 +224,33 @@ def surveyed(task: LanguageTask, policy, key, sampling: Sampling, repeats: int, 
     graded = jax.lax.map(turn, (rows.reshape(turns, at_once), jax.random.split(key, turns)))
     reward, valid = (x.reshape(-1, repeats)[:total] for x in graded)
     return reward, valid
+
+
+@part
+class Accompanied:
+    """`prompts` prompts in shuffled order, `own` completions of each by the policy and, behind them in the group, its demonstration."""
+
+    prompts: int = hyper(8, at_least=1)  # different prompts an iteration
+    own: int = hyper(8, at_least=1)  # completions of each by the policy
+    sampling: Sampling = Sampling()
+
+    groups = Grouped.groups
+    size = Grouped.size
+    temperature = Grouped.temperature
+    init = Grouped.init
+    tell = Grouped.tell
+
+    @property
+    def completions(self) -> int:
+        return self.own + 1
+
+    def refuse(self, task):
+        return no_verifier(task) or Demonstrated.refuse(self, task)
+
+    def gather(self, state: Order, task, policy, key):
+        k_order, k_write = jax.random.split(key)
+        prompts, state = draw_prompts(state, self.prompts, k_order)
+        own = written(task, policy, prompts, k_write, self.sampling, repeats=self.own)
+        batch = joined([own, demonstrated(task, prompts)])
+        order = jnp.argsort(batch.group, stable=True)  # each demonstration behind its group
+        return jax.tree.map(lambda x: x[order], batch), state

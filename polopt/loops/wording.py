@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from array_api_compat import array_namespace
 
 from polopt.core.parts import hyper, part
 from polopt.loops.language import Update
@@ -50,3 +51,17 @@ def log_ratios(log_prob, reference, learn):
 def each_token(loss, learn):
     """(n, T): a loss of completions (n,), borne by each of their tokens. `Aggregation("sequence")` makes their mean of it."""
     return jnp.broadcast_to(loss[:, None], learn.shape)
+
+
+def few(share, mask):
+    """max(1, round(share N)), N the tokens of the mask."""
+    xp = array_namespace(mask)
+    return xp.clip(xp.round(share * xp.sum(xp.astype(mask, xp.float32))), min=1)
+
+
+def largest(x, mask, count):
+    """Which elements of x, out of those of the mask, are the `count` largest; of equal ones the first."""
+    xp = array_namespace(x)
+    flat = xp.reshape(xp.where(mask, x, xp.full_like(x, -xp.inf)), (-1,))
+    rank = xp.argsort(xp.argsort(-flat, stable=True))
+    return mask & (xp.reshape(rank, x.shape) < count)
