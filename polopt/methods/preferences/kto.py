@@ -9,8 +9,8 @@ Single responses that are labelled desirable or undesirable suffice: the loss is
     L = lambda_D (1 - sigmoid(beta (r - z)))      of a desirable response
     L = lambda_U (1 - sigmoid(beta (z - r)))      of an undesirable one
 
-z estimates the KL from the reference. A mismatched response is another row's. Of a log with several responses to a prompt, the best is desirable and the
-others are not; a single one is desirable if its score is above 1/2.
+z estimates the KL from the reference; a mismatched response is the next row's. Of a log with several responses to a prompt the best is desirable and
+the others are not; a single one is desirable if its score is above 1/2.
 
 Defaults: the paper's beta .1 and both weights 1, 32 responses a step, Adam 5e-7. The weights should bring lambda_D n_D / (lambda_U n_U) to 1 ... 4/3.
 """
