@@ -66,7 +66,7 @@ def _explain(error: Exception) -> int:
     """One sentence for what a user can put right; anything else is a defect of ours and keeps its traceback."""
     kinds = {type(error).__name__, *(k.__name__ for k in type(error).__mro__)}
     message = " ".join(str(error).split())
-    if "SimulatorError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
+    if "HostError" in kinds or "TrainingFailed" in kinds or "CheckpointError" in kinds:
         print(f"polopt: {message}", file=sys.stderr)
         return EXIT_FAILED
     if isinstance(error, (ValueError, ImportError)) and _is_ours(error):

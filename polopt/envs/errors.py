@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from polopt.core.callbacks import HostError
+
 
 class UnknownEnvironment(ValueError):
     """No environment has the name that was given."""
@@ -11,7 +13,7 @@ class UnusableEnvironment(ValueError):
     """The environment was found but cannot be used: a package is missing, it does not start, or a space is not supported."""
 
 
-class SimulatorError(RuntimeError):
+class SimulatorError(HostError):
     """A simulator broke its own spaces, returned numbers that are not finite, or raised."""
 
 

@@ -21,6 +21,7 @@ try:
 except ImportError:  # it is experimental; without it everything works, more slowly
     buffer_callback = None
 
+from polopt.core.callbacks import clear_errors, keep
 from polopt.core.spaces import Dict, Space
 from polopt.envs.errors import ActionError, SimulatorError
 from polopt.envs.protocol import Timestep
@@ -230,7 +231,7 @@ class Simulators:
                         "expected; try to make and step it in plain Python."
                     )
                     error.__cause__ = cause
-                _raised.append(error)
+                keep(error)
                 raise error
 
     def _drop(self, slot: int) -> None:
@@ -258,35 +259,3 @@ def _close(running: _Running) -> None:
 def _close_all(running: dict[int, _Running]) -> None:
     while running:
         _close(running.popitem()[1])
-
-
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-_raised: list[SimulatorError] = []
-
-
-@contextmanager
-def clear_errors():
-    """Inside, a simulator's failure comes out of compiled programs as the SimulatorError that it was.
-
-    JAX hands an error on as a JaxRuntimeError with several tracebacks as its text, and logs another; neither says what a user can do.
-    The with-block ends when what was started in it is done on the host. Blocks may be nested.
-    """
-
-    def not_ours(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], SimulatorError))
-
-    logger = logging.getLogger("jax._src.callback")
-    logger.addFilter(not_ours)
-    _raised.clear()
-    try:
-        yield
-        jax.effects_barrier()
-    except Exception:
-        if not _raised:
-            raise
-        first = _raised[0]
-        _raised.clear()
-        raise first from first.__cause__
-    finally:
-        logger.removeFilter(not_ours)

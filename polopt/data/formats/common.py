@@ -13,12 +13,12 @@ KINDS = {kind.__name__: kind for kind in (spaces.Discrete, spaces.MultiDiscrete,
 ARRAYS = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
 
 
-def need(package: str, what: str):
+def need(package: str, what: str, extra: str = "data"):
     """The package, or one sentence that says how to get it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise DataError(f"{what} needs the package {package.partition('.')[0]}; install it with: pip install 'polopt[data]'.") from error
+        raise DataError(f"{what} needs the package {package.partition('.')[0]}; install it with: pip install 'polopt[{extra}]'.") from error
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:
