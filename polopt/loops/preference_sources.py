@@ -213,7 +213,7 @@ class Online:
     def draw(self, loop, task, held, policies, key) -> Drawn:
         k_prompts, k_first, k_others, k_scores = jax.random.split(key, 4)
         index = pick(k_prompts, task.prompts.tokens.shape[0], self.prompts_drawn)
-        if self.sampler == self.opponent:
+        if isinstance(self.sampler, Draws) and self.sampler == self.opponent:  # one pass over the prompts draws them all
             tokens, mask, finished = self.responses_of(self.sampler(policies), task, index, self.responses, k_first)
         else:
             first = self.responses_of(self.sampler(policies), task, index, 1, k_first)

@@ -56,3 +56,7 @@ class LogLinearPolicy(eqx.Module):
 
     def score(self, prompts, mask, completions, completion_mask, temperature=1.0, *, entropy: bool = True) -> Scored:
         return self.tabular().score(prompts, mask, completions, completion_mask, temperature, entropy=entropy)
+
+    def embed(self, prompts, mask, completions, completion_mask) -> jax.Array:
+        """(B, d): the features of each answer: what a reward model reads."""
+        return self.features[prompts[:, -1], completions[:, 0]]
