@@ -22,7 +22,7 @@ from polopt.data.prompts import Prompts
 from polopt.loops.descent import Step, passes, permutations
 from polopt.objectives.backend import safe_divide
 from polopt.optim.adam import Adam
-from polopt.optim.trust_region import gauss_newton_product, natural_direction
+from polopt.optim.trust_region import dot, gauss_newton_product, natural_direction
 from polopt.policies.language.protocol import trainable
 
 START, PREVIOUS, AVERAGE = "start", "previous", "average"
@@ -71,8 +71,8 @@ class Columns(NamedTuple):
 class Link(Protocol):
     """From the log-probabilities of K responses to the loss of their group.
 
-    One that is a square also has `residual(columns) -> (B,)`, whose square it is; the least-squares fit asks for it. One whose responses are not
-    compared with one another has `metrics(columns, real)` in the place of `pair_metrics`.
+    One that is a square also has `residual(columns) -> (B,)`, whose square it is, and `weights()`, how much each anchor counts by name: the
+    least-squares fit asks for them. One whose responses are not compared with one another has `metrics(columns, real)` instead of `pair_metrics`.
     """
 
     anchors: tuple[str, ...]  # the names of the policies whose log-probabilities it compares with
@@ -189,8 +189,8 @@ class Fit(Protocol):
 
     def init(self, params) -> Any: ...
 
-    def __call__(self, columns_of, link: Link, params, state, data, progress, key) -> tuple[Any, Any, dict[str, jax.Array]]:
-        """`columns_of(params, minibatch)` are the columns of a minibatch of `data` and which groups count, (B,)."""
+    def __call__(self, columns_of, link: Link, params, state, data, anchors, progress, key) -> tuple[Any, Any, dict[str, jax.Array]]:
+        """`columns_of(params, minibatch)` are the columns of a minibatch of `data` and which groups count, (B,); anchors: parameters by name."""
         ...
 
 
@@ -231,7 +231,7 @@ class Minibatches:
     def init(self, params):
         return self.step.init(params)
 
-    def __call__(self, columns_of, link, params, state, data, progress, key):
+    def __call__(self, columns_of, link, params, state, data, anchors, progress, key):
         def descend(carry, minibatch):
             params, state = carry
             gradient, metrics = jax.grad(lambda p: mean_loss(link, *columns_of(p, minibatch)), has_aux=True)(params)
@@ -246,9 +246,12 @@ class Minibatches:
 
 @part
 class LeastSquares:
-    """The exact minimiser of sum residual^2 + ridge |step|^2 where residuals are linear in the parameters, else Gauss-Newton steps towards it."""
+    """The minimiser of sum residual^2 + ridge |theta - c|^2: exact where residuals are linear in the parameters, else by Gauss-Newton steps.
 
-    ridge: float = hyper(1e-3, above=0)  # weight of the step's squared length beside the sum of the squares
+    c is the mean of the anchors' parameters with the link's weights: of a table, their geometric mixture. A response that was not drawn stays there.
+    """
+
+    ridge: float = hyper(1e-3, above=0)  # weight of the squared distance from the anchors beside the sum of the squares
     steps: int = hyper(1, at_least=1)  # Gauss-Newton steps; one is exact for tables and log-linear policies
     iterations: int = hyper(30, at_least=1)  # of conjugate gradients in a step
 
@@ -258,17 +261,24 @@ class LeastSquares:
     def init(self, params):
         return ()
 
-    def __call__(self, columns_of, link, params, state, data, progress, key):
+    def __call__(self, columns_of, link, params, state, data, anchors, progress, key):
+        weights = link.weights()
+        centre = jax.tree.map(lambda *x: sum(c * y for c, y in zip(weights.values(), x)), *(anchors[name] for name in weights))
+
         def residual(params):
             columns, real = columns_of(params, data)
             return jnp.where(real, link.residual(columns), 0)
 
+        def objective(params):
+            away = jax.tree.map(jnp.subtract, params, centre)
+            return 0.5 * (jnp.sum(residual(params) ** 2) + self.ridge * dot(away, away))
+
         def step(params, _):
-            gradient = jax.grad(lambda p: 0.5 * jnp.sum(residual(p) ** 2))(params)
-            direction, _ = natural_direction(gauss_newton_product(residual, params, 1.0), gradient, self.iterations, self.ridge)
+            product = gauss_newton_product(residual, params, 1.0)
+            direction, _ = natural_direction(product, jax.grad(objective)(params), self.iterations, self.ridge)
             return jax.tree.map(jnp.subtract, params, direction), None
 
-        params, _ = jax.lax.scan(step, params, length=self.steps)
+        params, _ = jax.lax.scan(step, centre, length=self.steps)
         return params, state, mean_loss(link, *columns_of(params, data))[1]
 
 
@@ -339,7 +349,8 @@ class Preference:
 
         wanted = {name: drawn.anchor[name] for name in self.link.anchors}
         data = Data(drawn.groups, jax.lax.stop_gradient(wanted))
-        params, optimiser, metrics = self.fit(columns_of, self.link, params, state.optimiser, data, progress, k_fit)
+        anchors = {name: self.parted(policies[name])[0] for name in self.link.anchors}
+        params, optimiser, metrics = self.fit(columns_of, self.link, params, state.optimiser, data, anchors, progress, k_fit)
         policy = eqx.combine(params, rest)
         after = State(policy, self.moved(state, policy), optimiser, state.held, state.iteration + 1, key)
         return after, {**metrics, **drawn.metrics}

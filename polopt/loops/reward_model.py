@@ -158,7 +158,7 @@ class RewardModelling:
         def learn(params, optimiser, key):
             k_draw, k_fit = jax.random.split(key)
             drawn = self.source.draw(self, task, state.held, {}, k_draw)
-            params, optimiser, metrics = self.fit(columns_of, self.link, params, optimiser, Data(drawn.groups, {}), progress, k_fit)
+            params, optimiser, metrics = self.fit(columns_of, self.link, params, optimiser, Data(drawn.groups, {}), {}, progress, k_fit)
             rewards = self.rewards(eqx.combine(params, state.rest), prompts, drawn.groups)
             return params, optimiser, rewards.mean(), jnp.maximum(rewards.std(), 1e-6), metrics
 

@@ -53,9 +53,11 @@ def run(seeds: list[int]) -> dict[str, Side]:
 
 CLAIM = Claim(
     method="inpo",
-    statement="With binary labels of pairs that it draws itself INPO approaches the regularised Nash policy of an intransitive game, and iterative DPO does not.",
+    statement="With binary labels of pairs that it draws itself INPO approaches the regularised Nash policy of an intransitive game, and "
+    "iterative DPO does not.",
     baseline="DPO with beta 1 and the reference as anchor, refitted by 100 Adam steps of .05 on as many pairs of its own an iteration",
-    task="rock, paper, scissors won with .95 and 7 dominated responses, random reference, tau .05, eta .25; 40 iterations of 2000 pairs, least squares",
+    task="rock, paper, scissors won with .95 and 7 dominated responses, random reference, tau .05, eta .25; 40 iterations of 2000 "
+    "pairs, least squares",
     run=run,
     checks=(
         Check(LARGEST, "INPO", below=0.012),

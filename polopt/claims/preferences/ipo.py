@@ -48,7 +48,8 @@ def run(seeds: list[int]) -> dict[str, Side]:
 
 CLAIM = Claim(
     method="ipo",
-    statement="With deterministic preferences DPO becomes deterministic whatever its regularisation, and IPO converges to an interior policy that tau sets.",
+    statement="With deterministic preferences DPO becomes deterministic whatever its regularisation, and IPO converges to an interior policy "
+    "that tau sets.",
     baseline="DPO with beta = tau, the same data and updates",
     task="3 arms, uniform reference, pairs (1, 2), (2, 3), (1, 3) with the winner first; softmax logits, Adam .01 annealed, 18,000 batches of 9",
     run=run,

@@ -46,7 +46,7 @@ def bradley_terry_scores(P, mu, iterations: int = 200):
 
 @functools.partial(jax.jit, static_argnames="steps")
 def exact(key, steps: int):
-    """Of one game: Nash-MD's log-probabilities after the steps, the KL from the Nash policy after each, the reference's gap and that of every temperature."""
+    """Of one game: Nash-MD's gap after the steps, its KL from the Nash policy after each, and the gaps of the reference and the fitted reward."""
     P, log_mu = problem(key)
     nash = jnp.log(preferences.regularised_nash(P, jnp.exp(log_mu), TAU))
 
@@ -89,8 +89,8 @@ def run(seeds: list[int]) -> dict[str, Side]:
 
 CLAIM = Claim(
     method="nash_md",
-    statement="Nash-MD's last iterate converges to the regularised Nash policy of an intransitive game within its bound 8 / (tau^2 (T + 1)); a policy "
-    "that optimises a Bradley-Terry reward of the same preferences does not reach it at any temperature.",
+    statement="Nash-MD's last iterate converges to the regularised Nash policy of an intransitive game within its bound 8 / (tau^2 (T + 1)); a "
+    "policy that optimises a Bradley-Terry reward of the same preferences does not reach it at any temperature.",
     baseline="mu exp(r / t) / Z with r the Bradley-Terry fit under reference sampling and the best t of 40",
     task="10 responses, P = sigmoid(u_i - u_j + cycles), random reference, tau .1; 200 exact steps, and Nash-MD-PG with 3000 batches of 64 pairs",
     run=run,

@@ -59,8 +59,8 @@ CLAIM = Claim(
     statement="With partial coverage DPO moves probability to unseen low-quality responses; with the likelihood of chosen responses it stays on "
     "covered ones and the gold reward is higher.",
     baseline="DPO: the same loss with eta = 0",
-    task="60 arms, log-linear policies with 8 shared features; 12 arms with data, close together, gold about 1, the others about -1; 200 Bradley-Terry "
-    "pairs, beta .1, eta .2, 3000 full batches with Adam .02",
+    task="60 arms, log-linear policies with 8 shared features; 12 arms with data, close together, gold about 1, the others about -1; 200 "
+    "Bradley-Terry pairs, beta .1, eta .2, 3000 full batches with Adam .02",
     run=run,
     checks=(
         Check(LEAST, "RPO", above=0.7),

@@ -14,7 +14,7 @@ from polopt.claims.claim import Side
 from polopt.claims.measures import configuration
 from polopt.core.parts import part
 from polopt.data.language import LanguageTask
-from polopt.data.preferences import PreferenceTask, Preferences
+from polopt.data.preferences import Preferences, PreferenceTask
 from polopt.data.prompts import Prompts
 from polopt.data.verifiers import Lookup
 from polopt.optim.adam import Adam

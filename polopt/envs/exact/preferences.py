@@ -63,6 +63,7 @@ def regularised_payoff(P: Array, pi: Array, other: Array, mu: Array, tau: float 
 
 def duality_gap(P: Array, log_pi: Array, log_mu: Array, tau: float | Array) -> Array:
     """What the best response gains in the regularised game, (...,), from log pi (..., K) and log mu (K,): 0 exactly at its equilibrium."""
+    log_mu = jnp.broadcast_to(log_mu, log_pi.shape)
     best = tau * jax.nn.logsumexp(log_mu + win_rates(P, jnp.exp(log_pi)) / tau, axis=-1)
     return best - 0.5 + tau * kl(log_pi, log_mu)
 

@@ -37,10 +37,13 @@ class TwoAnchors:
     anchors = (START, PREVIOUS)
     responses = 2
 
+    def weights(self):
+        """How much each anchor counts."""
+        return {START: self.tau_ratio, PREVIOUS: 1 - self.tau_ratio}
+
     def margin(self, columns):
         """h of the first response over the second, (B,)."""
-        parts = ((self.tau_ratio, START), (1 - self.tau_ratio, PREVIOUS))
-        anchors = [(c, columns.anchor[name][:, 0], columns.anchor[name][:, 1]) for c, name in parts]
+        anchors = [(c, columns.anchor[name][:, 0], columns.anchor[name][:, 1]) for name, c in self.weights().items()]
         return margin(columns.log_prob[:, 0], columns.log_prob[:, 1], anchors)
 
     def residual(self, columns):

@@ -38,6 +38,9 @@ class Squared:
     anchors = (START,)
     responses = 2
 
+    def weights(self):
+        return {START: 1.0}
+
     def residual(self, columns):
         """What is squared, (B,)."""
         return first_over_second(columns) - columns.order / (2 * self.tau)

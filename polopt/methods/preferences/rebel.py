@@ -36,6 +36,9 @@ class RelativeReward:
     anchors = (PREVIOUS,)
     responses = 2
 
+    def weights(self):
+        return {PREVIOUS: 1.0}
+
     def residual(self, columns):
         """What is squared, (B,)."""
         return first_over_second(columns, PREVIOUS) / self.eta - (columns.score[:, 0] - columns.score[:, 1])
