@@ -136,3 +136,34 @@ def ensemble_reward(rewards: Array, mode: str, *, coefficient: float | None = No
         return xp.min(rewards, axis=axis)
     mean = xp.mean(rewards, axis=axis)
     return mean if mode == "mean" else mean - coefficient * xp.var(rewards, axis=axis)
+
+
+def reverse_kl(scores: Array, target: Array) -> Array:
+    """KL(softmax(scores) || p), (batch,), from scores (batch, K) and log p (batch, K) (EXO, arXiv 2402.00856)."""
+    check_shapes("reverse_kl", scores=scores, target=target)
+    xp = array_namespace(scores)
+    shifted = scores - stop_gradient(xp.max(scores, axis=-1, keepdims=True))
+    log_p = shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    return xp.sum(xp.exp(log_p) * (log_p - target), axis=-1)
+
+
+def mean_pair_difference(x: Array) -> Array:
+    """The mean over pairs i < j of (x_i - x_j)^2 / 2 along the last axis: the unbiased variance (CoPG, arXiv 2406.19185)."""
+    xp = array_namespace(x)
+    if x.shape[-1] < 2:
+        raise ValueError(f"mean_pair_difference got {x.shape[-1]} numbers a group, but a pair needs 2: draw more responses to a prompt.")
+    deviation = x - xp.mean(x, axis=-1, keepdims=True)
+    return xp.sum(deviation**2, axis=-1) / (x.shape[-1] - 1)
+
+
+def prospect(ratio: Array, label: Array, point: Array | float, beta: float, desirable: float = 1.0, undesirable: float = 1.0) -> Array:
+    """lambda_D (1 - sigmoid(beta (r - z))) where the label is 1, lambda_U (1 - sigmoid(beta (z - r))) where it is 0 (KTO, arXiv 2402.01306).
+
+    Args:
+        ratio, label: r = log pi / pi_ref of responses, and 1 or 0, (batch,).
+        point: z, a constant.
+    """
+    check_shapes("prospect", ratio=ratio, label=label)
+    xp = array_namespace(ratio)
+    gain = beta * (ratio - stop_gradient(point)) * (2 * label - 1)
+    return (label * desirable + (1 - label) * undesirable) * xp.exp(-softplus(gain))

@@ -112,6 +112,13 @@ class TabularPolicy(eqx.Module):
         log_prob, spread = logit_scores(logits / temperature, completions, entropy=entropy)
         return Scored(jnp.where(completion_mask, log_prob, 0), jnp.where(completion_mask, spread, 0))
 
+    def embed(self, prompts, mask, completions, completion_mask) -> Array:
+        """(B, Q + T V): which problem, and which token at each position, as zeros and ones: what a reward model reads."""
+        self._check(prompts, mask, completions.shape[1])
+        dtype = self.logits.dtype
+        written = jax.nn.one_hot(completions, self.vocabulary, dtype=dtype) * completion_mask[..., None].astype(dtype)
+        return jnp.concatenate([jax.nn.one_hot(prompts[:, -1], self.logits.shape[0], dtype=dtype), written.reshape(written.shape[0], -1)], 1)
+
     def _following(self, row, token):
         return row + 1 if self.kind == "chain" else 1 + self.vocabulary * row + token
 

@@ -290,6 +290,14 @@ class Transformer(eqx.Module):
         )
         return Scored(*(s.reshape(rows, length) for s in scores))
 
+    def embed(self, prompts, mask, completions, completion_mask) -> Array:
+        """(B, D): the hidden state on the last token of each completion, or of the prompt where it is empty: what a reward model reads."""
+        self._check(prompts, mask, completions.shape[1])
+        mask, completion_mask = mask.astype(bool), completion_mask.astype(bool)
+        hidden, _ = self._read(jnp.concatenate([prompts, completions], 1), jnp.concatenate([mask, completion_mask], 1))
+        last = jnp.max(jnp.where(completion_mask, jnp.arange(completions.shape[1])[None], -1), axis=1)
+        return hidden[jnp.arange(prompts.shape[0]), prompts.shape[1] + last]
+
     # -- a pass over whole sequences -----------------------------------------------------------------------------------
 
     def _read(self, tokens, mask, keep: bool = False):

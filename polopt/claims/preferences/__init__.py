@@ -1,0 +1,1 @@
+"""The claims of methods that learn from comparisons."""
