@@ -282,7 +282,7 @@ def _doubts(log: Log, found: dict[str, Any], size: float | None, discount: float
     slack = 1e-6 * (high - low)
     wild = [name for name in ORDER if name in found and not low - slack <= found[name].value <= high + slack]
     if wild:
-        doubts.append(f"{', '.join(wild)}: no policy can earn that, as rewards lie between {reward.min():.4g} and {reward.max():.4g}; do not trust it.")
+        doubts.append(f"{', '.join(wild)}: no policy earns that: rewards lie between {reward.min():.4g} and {reward.max():.4g}; do not trust it.")
     for other in ("DICE", "WDR"):
         if "FQE" in found and other in found and not _overlap(found["FQE"], found[other]):
             doubts.append(f"FQE and {other} disagree, their intervals lie apart: trust neither before the policy has acted.")
