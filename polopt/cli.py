@@ -395,12 +395,23 @@ def evaluate(argv: list[str]) -> int:
         """film one episode of the best seed to this .gif or .mp4"""
         samples: int = 0
         """of a language model: print this many completions of held-out prompts"""
+        offline: str | None = None
+        """logged data from which to tell the policy's value, instead of acting"""
+        discount: float | None = None
+        """of the value, with --offline; by default the method's own; 1 for the return of an episode"""
+        behaviour: str | None = None
+        """the column with the probabilities of the logged actions, with --offline; by default cloned where there is none"""
 
     directory, rest = _positional(argv, "evaluate", "DIR", "polopt evaluate runs/ppo-CartPole-v1-1 --episodes 100")
     options = _cli(Options, rest, "evaluate DIR")
     from polopt.run.run import load
 
     run = load(directory)
+    if options.offline:
+        given = (options.policy, options.stochastic, options.discount, options.behaviour, options.key)
+        return _print_offline(run, run.evaluate_offline(options.offline, *given))
+    if options.discount is not None or options.behaviour is not None:
+        raise ValueError("--discount and --behaviour are of an evaluation from logged data; give the data too, with --offline DATA.")
     result = run.evaluate(options.episodes, options.env, options.policy, options.stochastic, options.key)
     print(f"{result['env']}, {options.policy} policy, {options.episodes} episodes a seed: return {_interval(result)}")
     for seed, mean in zip(run.seeds, result["per_seed"]):
@@ -412,6 +423,32 @@ def evaluate(argv: list[str]) -> int:
         from polopt.run.video import film
 
         print(f"video: {film(run, options.video, env=options.env, which=options.policy, key=options.key)}")
+    return 0
+
+
+def _print_offline(run, result) -> int:
+    """The estimates of every seed, what they are of, and what speaks against them."""
+    seeds = list(result["seeds"].values())
+    first = seeds[0]
+    drawn = "draws its actions" if result["stochastic"] else "takes the most likely action"
+    print(f"{result['data']}: {first['transitions']:,} transitions in {first['episodes']:,} episodes; {result['policy']} policy, which {drawn}")
+    print(f"estimated: {first['value']}; 95 % intervals over episodes")
+    if first["behaviour"] != "not asked":
+        print(f"probabilities of the logged actions: {first['behaviour']}")
+    for number, found in result["seeds"].items():
+        size = found["effective_sample_size"]
+        print(f"seed {number}" + ("" if size is None else f" (effective sample size {size:.1f} of {found['episodes']} episodes)"))
+        for name, e in found["estimates"].items():
+            print(f"  {name:<5}  {e['value']:.4g} [{e['low']:.4g}, {e['high']:.4g}]")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in first["refused"].items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        print(f"no {', '.join(names)}: {reason}.")
+    for number, found in result["seeds"].items():
+        for note in found["notes"]:
+            print(f"warning (seed {number}): {note}")
+    print(f"kept in {run.directory / 'offline_evaluations.jsonl'}")
     return 0
 
 

@@ -26,11 +26,13 @@ ALLOWED = {
     "optim": PARTS,
     "loops": LOOPS,
     "methods": LOOPS | {"loops"},
+    # policies judged from logged data; who made the data is cloned
+    "evaluation": LOOPS | {"methods.offline.bc"},
     # run sees methods and loops through what they promise, and finds methods by name in the registry
     "run": {"core", "envs", "data", "policies.actor", "policies.random", "policies.saved", "loops.protocol", "methods.registry"},
 }
-# One door upwards: `run.export(...)` hands the policy to the exporter, which a user would otherwise have to find.
-DOORS = {("run.run", "interop.export")}
+# Two doors: `run.export(...)` and `run.evaluate_offline(...)` hand the policy to what a user would otherwise have to find.
+DOORS = {("run.run", "interop.export"), ("run.run", "evaluation.offline")}
 TOP = {"claims", "interop", "cli", "__init__", "__main__"}  # may import everything below
 ABOVE = {"interop": {"claims", "cli"}, "claims": {"cli"}}  # but these stand in order too
 

@@ -4,12 +4,12 @@ advantages   how credit is given to actions        surrogates    what is minimis
 divergences  how far two policies are apart        preferences   losses of pairs
 values       losses that fit a value               risk          measures of more than the mean
 reduction    from losses of tokens to one number   layout        padded, packed and concatenated sequences
-backend      stop-gradient and a scan over time
+backend      stop-gradient and a scan over time         importance    weights of whole trajectories
 
 Importing this room needs NumPy and array-api-compat only. Losses are minimised, advantages are higher-is-better, what is masked never
 matters. docs/objectives.md lists every function with its formula and source.
 """
 
-from polopt.objectives import advantages, backend, divergences, layout, preferences, reduction, risk, surrogates, values
+from polopt.objectives import advantages, backend, divergences, importance, layout, preferences, reduction, risk, surrogates, values
 
-__all__ = ["advantages", "backend", "divergences", "layout", "preferences", "reduction", "risk", "surrogates", "values"]
+__all__ = ["advantages", "backend", "divergences", "importance", "layout", "preferences", "reduction", "risk", "surrogates", "values"]

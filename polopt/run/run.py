@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt.core import parts, spaces
+from polopt.data.behaviour import behaviour_column, checked
 from polopt.data.dataset import DataTask
 from polopt.envs.host import clear_errors
 from polopt.envs.make import make
@@ -433,6 +434,46 @@ class Run:
             for row in samples(Seeds.pick(policies, i), task, jax.random.fold_in(jax.random.key(seed), 0x5A3 + key), count)
         ]
 
+    def evaluate_offline(
+        self, data, which: str = "best", stochastic: bool = False, discount: float | None = None, behaviour=None, key: int = 0
+    ) -> dict[str, Any]:
+        """What logged data say of every seed's policy; returned, and kept in the run's offline_evaluations.jsonl.
+
+        data:      a dataset, or what `polopt.load_data` takes.
+        discount:  by default the method's own; 1 for the undiscounted return of episodes as they are in the data.
+        behaviour: (n,) the probabilities of the logged actions, or the name of their column in the file; without either a column of a usual
+                   name is taken, and else they are estimated by behavioural cloning.
+        """
+        from polopt.evaluation import offline
+
+        if self.config.get("language"):
+            raise RunError(f"The run {self.directory} is of a language model, but off-policy evaluation is of policies that act; leave --offline out.")
+        policies = self.policies(which)
+        dataset = load_data(data, policies) if isinstance(data, (str, os.PathLike)) else load_data(data)
+        if not _fits(policies, dataset):
+            raise RunError(
+                f"The dataset {dataset.name} has {_spaces(dataset)}, but the policy was trained on {_spaces(policies)}. Give data of its environment."
+            )
+        if isinstance(behaviour, str) or (behaviour is None and isinstance(data, (str, os.PathLike))):
+            behaviour = behaviour_column(data, dataset, behaviour) if isinstance(data, (str, os.PathLike)) else _no_file(behaviour)
+        elif behaviour is not None:
+            behaviour = checked(behaviour, dataset)
+        log = offline.prepared(dataset, behaviour, stochastic=stochastic, key=key)
+        gamma = self._discount() if discount is None else discount
+        found = [offline.evaluate(log, Seeds.pick(policies, i), gamma, stochastic=stochastic, key=key) for i in range(len(self.seeds))]
+        result = {"data": dataset.name, "policy": which, "stochastic": stochastic, "seeds": dict(zip(map(str, self.seeds), found))}
+        with _disk_errors(self.directory):
+            records.append_line(self.directory / "offline_evaluations.jsonl", {"step": self.status.get("step"), "key": key, **result})
+        return result
+
+    def _discount(self) -> float:
+        """The discount of the run's method."""
+        config = self.config
+        found = [value for name, value in config["fields"].items() if name.rpartition(".")[2] == "discount"]
+        if not found:
+            raise RunError(f"The method {config['method']} has no discount, so that no value is its own; give one, for example --discount 0.99.")
+        return float(found[0])
+
     def environment(self, env=None):
         """The environment to evaluate on: the given one, or the run's own."""
         if env is not None:
@@ -486,6 +527,10 @@ class Run:
             row = {"step": self.status.get("step"), "policy": which, "seed": "best" if seed is None else seed, "to": str(path)}
             records.append_line(self.directory / "exports.jsonl", {**row, "format": "huggingface"})
         return Path(path)
+
+
+def _no_file(column: str):
+    raise RunError(f"behaviour is the name {column!r}, but the data are no file that could have such a column; give the probabilities themselves.")
 
 
 def summary(returns: np.ndarray) -> dict[str, Any]:

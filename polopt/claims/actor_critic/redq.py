@@ -1,0 +1,40 @@
+"""REDQ: many updates a step teach more from the same samples, where an ensemble keeps the values from running away."""
+
+from polopt.claims.actor_critic.pendulum import BIAS, pendulum, sized, value_bias
+from polopt.claims.claim import Check, Claim, Side
+from polopt.claims.measures import EVALUATED, trained
+from polopt.core.parts import replace
+from polopt.methods.actor_critic.redq import redq
+from polopt.methods.actor_critic.sac import sac
+
+STEPS = 3_200
+UPDATES = 10
+
+
+def run(seeds: list[int]) -> dict[str, Side]:
+    task = pendulum(STEPS)
+    small = {"batch_size": 64, "warmup": 400, "num_steps": 8}
+    one = replace(sized(sac(task)), small)
+    many = replace(one, {"updates": 8 * UPDATES})
+    ensemble = {"rule.critics": 5, "rule.subset": 2, "rule.actor_value": "mean", "rule.delay": UPDATES, "updates": 8 * UPDATES}
+    methods = {"REDQ": replace(sized(redq(task)), {**small, **ensemble}), "SAC, 10 updates": many, "SAC, 1 update": one}
+    sides = {}
+    for name, method in methods.items():
+        side = trained(method, task, seeds, episodes=10, stochastic=False, evaluations=5)
+        sides[name] = Side(side.configuration, side.numbers | value_bias(method, task, seeds).numbers, side.curves)
+    return sides
+
+
+CLAIM = Claim(
+    method="redq",
+    statement="With many updates a step, an ensemble of critics of which a few are drawn for each target learns more from the same samples than SAC.",
+    baseline="SAC with one update a step, and with as many updates as REDQ",
+    task="Pendulum-v1, 3200 steps, 10 updates a step, 5 critics of which 2 make a target, 64-64 ReLU, minibatches of 64, rewards times .1",
+    run=run,
+    checks=(
+        Check(EVALUATED, "REDQ", over="SAC, 1 update", above=0),
+        Check(BIAS, "REDQ", over="SAC, 10 updates", below=0),
+    ),
+    seconds=400,
+    slow=True,
+)

@@ -1,0 +1,1 @@
+"""Policies judged from logged data alone: off-policy evaluation."""
