@@ -211,7 +211,7 @@ class Aggregation:
     """
 
     mode: str = hyper("token", choices=("token", "sequence", "constant", "group", "group_sequence"))
-    scale: float = hyper(1.0, above=0)  # for constant: what token sums are divided by
+    scale: float | None = hyper(None, above=0)  # for constant alone: what token sums are divided by; none for 1
 
     def shares(self, learn, group, groups: int):
         """(n, T): what each token's loss is multiplied by; 0 where nothing is learnt. Groups are numbered below `groups`."""
@@ -225,7 +225,7 @@ class Aggregation:
         if self.mode == "sequence":
             return weight / (each * count)[:, None]
         if self.mode == "constant":
-            return weight / (self.scale * count)
+            return weight / ((1.0 if self.scale is None else self.scale) * count)
         total = jax.ops.segment_sum(length if self.mode == "group" else wrote, group, num_segments=groups)
         shared = jnp.maximum(total, 1.0)[group] * jnp.maximum(jnp.sum(total > 0), 1)
         return weight / (shared if self.mode == "group" else shared * each)[:, None]
@@ -272,6 +272,8 @@ class Language:
         rows = self.sampler.size // self.minibatches
         if self.micro_batch is not None and rows % self.micro_batch:
             return f"cannot split the {rows} completions of an update into micro-batches of {self.micro_batch}"
+        if self.aggregation.scale is not None and self.aggregation.mode != "constant":
+            return f"aggregates by {self.aggregation.mode}, which takes no scale. Leave the scale out, or set mode to constant"
         fewest = getattr(self.advantage, "fewest", 1)
         if self.sampler.completions is not None and self.sampler.completions < fewest:
             name = type(self.advantage).__name__

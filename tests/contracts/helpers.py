@@ -11,11 +11,15 @@ import pytest
 
 from polopt.core import parts
 from polopt.data.dataset import DataTask
+from polopt.data.language import LanguageTask
+from polopt.data.preferences import PreferenceTask
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.loops.episodes import Episodes
+from polopt.loops.reward_model import RewardModelling
 from polopt.methods import registry
 from polopt.run.collect import collect
+from tests.contracts import wording
 
 # By the end of a field's dotted name.
 SMALL = {
@@ -32,6 +36,11 @@ SMALL = {
     "replay.capacity": 64,
     "batch_size": 8,
     "warmup": 4,
+    "sampler.prompts": 4,
+    "sampler.completions": 4,
+    "source.groups": 4,
+    "source.prompts_drawn": 4,
+    "head.hidden": (4,),
 }
 # Never more than by default, so that one-pass methods stay one-pass.
 AT_MOST = {
@@ -49,8 +58,15 @@ AT_MOST = {
     "quantiles": 4,
     "samples": 4,
     "cosines": 4,
+    "sampler.own": 3,
+    "source.responses": 2,
+    "fit.epochs": 2,
+    "fit.minibatches": 2,
+    "epochs": 2,
+    "minibatches": 2,
+    "members": 2,
 }
-OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)]}  # other values of fields for which none can be guessed
+OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {"rule.trained.run"}  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
 NAMES = [name for entry in registry.entries() for name in registry.compositions(entry.key)]
 # Without values, returns end with the episode, however it ends.
@@ -59,17 +75,25 @@ WITHOUT_VALUES = [name for name in NAMES if not getattr(registry.load(name)(None
 COSTLY = Path(__file__).with_name("costly.py")
 
 
-def spoken_for(name: str) -> None:
-    """Skip the slowest tests of a variant whose state is built as that of its own key: what they test of one they have tested of the other."""
-    key = name.partition(":")[0]
+def spoken_for(name: str, by: list[str] | None = None) -> None:
+    """Skip the slowest tests of a method whose loop and state are built as those of an earlier one: what they test of one they have tested of
+    the other. `by` says which ones may speak for it, by default all."""
+    first = _built_alike(_structure(name))[0]
+    if first != name and (by is None or first in by):
+        pytest.skip(f"loop and state of {name} are built as those of {first}")
+
+
+def _built_alike(structure) -> list[str]:
+    return [name for name in NAMES if _structure(name) == structure]
+
+
+@functools.cache
+def _structure(name: str):
     on = home(name)
-    if name != key and suits(key, on.env.name) and _structure(name, on) == _structure(key, on):
-        pytest.skip(f"the state of {name} is built as that of {key}")
-
-
-def _structure(name: str, on: ControlTask):
     method = small(name, on)
-    return type(method), jax.tree.structure(jax.eval_shape(lambda k: method.init(on, k), jax.random.key(0)))
+    state = jax.eval_shape(lambda k: method.init(on, k), jax.random.key(0))
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+    return type(method), on.name if writes(name) else on.env.name, str(jax.tree.structure(state)), str(shapes)
 
 
 @functools.cache
@@ -83,13 +107,34 @@ def logged(env: str = "probe:action", steps: int = 320) -> DataTask:
     return DataTask(collect("random", env, steps=96).on_device(), steps, make(env))
 
 
+def takes(name: str) -> type:
+    """The kind of task that a method takes."""
+    return registry.load(name)(None).takes
+
+
 def learns_from_data(name: str) -> bool:
-    return registry.load(name)(None).takes is DataTask
+    return takes(name) is DataTask
+
+
+def writes(name: str) -> bool:
+    """Whether a method is one of language models."""
+    return takes(name) in (LanguageTask, PreferenceTask)
+
+
+def written_for(name: str) -> LanguageTask | PreferenceTask:
+    if takes(name) is LanguageTask:
+        return wording.prompts()
+    return wording.preferences(isinstance(registry.load(name)(None), RewardModelling))
 
 
 @functools.cache
-def bearing(name: str, env: str) -> ControlTask | DataTask:
-    """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data."""
+def bearing(name: str, env: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
+    """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data.
+
+    For a method of language models a task of theirs, whatever the probe.
+    """
+    if writes(name):
+        return written_for(name)
     if learns_from_data(name):
         return logged(env)
     reason = registry.load(name)(task(env)).refuse(task(env)) or ""
@@ -100,11 +145,11 @@ def bearing(name: str, env: str) -> ControlTask | DataTask:
 def suits(name: str, env: str) -> bool:
     """Whether a method takes a probe."""
     on = bearing(name, env)
-    return registry.load(name)(on).refuse(on) is None
+    return not writes(name) and registry.load(name)(on).refuse(on) is None
 
 
-def home(name: str, probe: str = "action") -> ControlTask | DataTask:
-    """A probe in the form that a method takes: the discrete one if it can."""
+def home(name: str, probe: str = "action") -> ControlTask | DataTask | LanguageTask | PreferenceTask:
+    """A probe in the form that a method takes: the discrete one if it can. A method of language models has one home."""
     return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
 
 
@@ -118,7 +163,7 @@ def small(name: str, on, sizes=SMALL, **changes):
     method = registry.load(name)(on)
     known = parts.fields(method)
     sizes = {field: value for end, value in sizes.items() for field in ending(known, end)}
-    sizes |= {field: min(value, known[field]) for end, value in AT_MOST.items() for field in ending(known, end)}
+    sizes |= {field: min(value, known[field]) for end, value in AT_MOST.items() for field in ending(known, end) if known[field] is not None}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import subprocess
 import sys
 import typing
@@ -41,8 +42,11 @@ from tests.contracts.helpers import (
     small,
     spoken_for,
     suits,
+    takes,
     task,
+    writes,
 )
+from tests.contracts.wording import as_files
 
 every_method = pytest.mark.parametrize("name", NAMES)
 
@@ -84,7 +88,10 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     spoken_for(name)
     on, steps = home(name), 320
     sizes = _sizes(name, on)
-    given = {"env": on.env.name}
+    if writes(name):
+        given, steps = as_files(on, tmp_path), 6
+    else:
+        given = {"env": on.env.name}
     if learns_from_data(name):
         given = {"data": str(files.write(on.dataset, tmp_path / "data.npz")), "evaluate_on": on.env.name}
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
@@ -120,10 +127,10 @@ def _newest_digest(run_):
     return digest({"state": training.state, "best": training.best})
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_EPISODES and not writes(name)])
 def test_truncation_is_not_termination(name):
     """Two loops of constant reward that differ only in how they end: one is cut, the other terminates. Only values see the difference."""
-    spoken_for(name)
+    spoken_for(name, [name.partition(":")[0]])
     cut, ends = home(name, "truncation"), home(name, "termination")
     method = small(name, cut)
     if isinstance(getattr(method, "rewards", None), Unused):
@@ -170,16 +177,16 @@ def test_export_agrees_with_the_policy(name, env, tmp_path):
 def test_a_wrong_task_is_refused(name):
     @dataclasses.dataclass
     class Something:
-        """Neither an environment nor data."""
+        """Nothing that anything can be learnt from."""
 
-    needed = "a dataset" if learns_from_data(name) else "an environment"
-    with pytest.raises(RunError, match=rf"needs {needed}.*Something.$"):
+    needed = re.escape(registry.load(name)(None).needs)
+    with pytest.raises(RunError, match=rf"needs {needed}, but was given Something.$"):
         compose(name, Something(), {})
 
 
 @every_method
 def test_the_other_kind_of_task_is_refused_with_methods_that_fit(name):
-    other = task() if learns_from_data(name) else logged()
+    other = logged() if takes(name) is ControlTask else task()
     with pytest.raises(RunError, match=r"needs .*, but was given \w+Task\. Methods that take it: \w+, \w+") as error:
         compose(name, other, {})
     first = str(error.value).rpartition("it: ")[2].split(",")[0]
@@ -198,6 +205,8 @@ def test_every_field_changes_the_computation(name):
 
 def _contexts(name):
     """Discrete, continuous and recurrent versions: a field must matter in at least one of them."""
+    if writes(name):
+        return _wordings(name)
     found = []
     both = [env for env in ("probe:credit", "probe:action-continuous") if suits(name, env)]
     for env in both if "probe:credit" in both else ["probe:credit-continuous"]:
@@ -221,6 +230,20 @@ def _contexts(name):
         found += [(on, parts.replace(method, {**gentle, "rule.clip": 1.0})) for on, method in found]
     if "replay.prioritised" in known:
         found.append((on, parts.replace(method, {"replay.prioritised": True})))
+    return found
+
+
+def _wordings(name):
+    """With one update and with several, with narrow clips, and with a constant aggregation: a field must matter in at least one of them."""
+    on = home(name)
+    method = small(name, on, SMALL | {"learning_rate": 0.5, "max_grad_norm": 0.01})
+    known = parts.fields(method)
+    narrow = {"epochs": 4, "learning_rate": 0.2, "max_grad_norm": None, "log_ratio_limit": 0.05, "dual": 1.1, "low": 0.05, "high": 0.05}
+    found = [(on, method)]
+    for change in (narrow, {"epochs": 2, "minibatches": 2}, {"aggregation.mode": "constant"}):
+        changes = {field: value for end, value in change.items() for field in ending(known, end)}
+        if changes and parts.replace(method, changes).refuse(on) is None:
+            found.append((on, parts.replace(method, changes)))
     return found
 
 
