@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from polopt.policies.language import huggingface
 from polopt.policies.language.huggingface import ModelError
 from polopt.policies.language.lora import merged, with_lora
-from polopt.policies.language.transformer import Rotary, Transformer, TransformerConfig
+from polopt.policies.language.transformer import Rotary, TransformerConfig
 
 SIZES = dict(
     vocab_size=53,
@@ -112,8 +112,8 @@ def test_logits_equal_those_of_transformers(family, tmp_path):
 
 @pytest.mark.parametrize("shard", [huggingface.SHARD, 3000], ids=["one", "sharded"])
 @pytest.mark.parametrize("family", OURS)
-def test_a_saved_policy_is_read_as_it_was(family, shard, tmp_path):
-    policy = Transformer.random(OURS[family], jax.random.key(0))
+def test_a_saved_policy_is_read_as_it_was(policy_of, family, shard, tmp_path):
+    policy = policy_of(OURS[family])
     huggingface.save(policy, tmp_path, shard=shard)
     found = huggingface.load(tmp_path)
     assert (len(list(tmp_path.glob("*.safetensors"))) == 1) is (shard == huggingface.SHARD)
@@ -123,8 +123,8 @@ def test_a_saved_policy_is_read_as_it_was(family, shard, tmp_path):
     same(without_source(huggingface.load(tmp_path)), policy)
 
 
-def test_bfloat16_and_what_config_json_said_besides(tmp_path):
-    policy = Transformer.random(dataclasses.replace(OURS["qwen3"], dtype="bfloat16"), jax.random.key(0))
+def test_bfloat16_and_what_config_json_said_besides(policy_of, tmp_path):
+    policy = policy_of(dataclasses.replace(OURS["qwen3"], dtype="bfloat16"))
     huggingface.save(policy, tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**raw, "eos_token_id": 7, "notes": {"of": "somebody"}}))
@@ -137,22 +137,22 @@ def test_bfloat16_and_what_config_json_said_besides(tmp_path):
     np.testing.assert_array_equal(wide.embedding, policy.embedding.astype(jnp.float32))
 
 
-def test_lora_is_saved_merged(tmp_path):
-    policy = with_lora(Transformer.random(OURS["llama"], jax.random.key(0)), 2, 2.0, jax.random.key(1))
+def test_lora_is_saved_merged(policy_of, tmp_path):
+    policy = with_lora(policy_of(OURS["llama"]), 2, 2.0, jax.random.key(1))
     policy = jax.tree.map(lambda x: x + 0.1, policy)
     huggingface.save(policy, tmp_path)
     same(without_source(huggingface.load(tmp_path)), merged(policy))
 
 
-def test_older_keys_mean_the_same(tmp_path):
+def test_older_keys_mean_the_same(policy_of, tmp_path):
     """rope_scaling, rope_theta, rope_local_base_freq and sliding_window_pattern, as older writers put them."""
-    huggingface.save(Transformer.random(OURS["gemma3"], jax.random.key(0)), tmp_path)
+    huggingface.save(policy_of(OURS["gemma3"]), tmp_path)
     change(tmp_path, rope_parameters=None, rope_theta=2e5, rope_local_base_freq=300.0, rope_scaling={"rope_type": "linear", "factor": 8.0})
     change(tmp_path, layer_types=None, sliding_window_pattern=2)
     config = huggingface.read_config(tmp_path)
     assert config.rotary == Rotary(2e5, "linear", 8.0) and config.local_rotary == Rotary(300.0)
     assert config.sliding == (True, False) and config.window == 3
-    huggingface.save(Transformer.random(OURS["llama"], jax.random.key(0)), tmp_path)
+    huggingface.save(policy_of(OURS["llama"]), tmp_path)
     scaling = {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
     change(tmp_path, rope_parameters=None, rope_theta=3e4, rope_scaling=scaling, head_dim=None)
     config = huggingface.read_config(tmp_path)
@@ -215,17 +215,17 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("spoil, sentence", MISTAKES, ids=[sentence[:40] for _, sentence in MISTAKES])
-def test_what_cannot_be_read_is_named(spoil, sentence, tmp_path):
-    huggingface.save(Transformer.random(OURS["qwen3"], jax.random.key(0)), tmp_path)
+def test_what_cannot_be_read_is_named(policy_of, spoil, sentence, tmp_path):
+    huggingface.save(policy_of(OURS["qwen3"]), tmp_path)
     huggingface.load(tmp_path)
     spoil(tmp_path)
     with pytest.raises(ModelError, match=sentence):
         huggingface.load(tmp_path)
 
 
-def test_a_place_that_is_no_directory_and_a_dtype_that_is_none(tmp_path):
+def test_a_place_that_is_no_directory_and_a_dtype_that_is_none(policy_of, tmp_path):
     with pytest.raises(ModelError, match="is no directory"):
         huggingface.load(tmp_path / "nowhere")
-    huggingface.save(Transformer.random(OURS["qwen3"], jax.random.key(0)), tmp_path)
+    huggingface.save(policy_of(OURS["qwen3"]), tmp_path)
     with pytest.raises(ModelError, match="The dtype is 'int8'"):
         huggingface.load(tmp_path, dtype="int8")

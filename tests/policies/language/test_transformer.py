@@ -1,7 +1,6 @@
 """The transformer: one distribution while it writes and while it learns, whatever stands on the padding."""
 
 import dataclasses
-import functools
 
 import equinox as eqx
 import jax
@@ -44,15 +43,6 @@ def score_of(policy, prompts, mask, completions, completion_mask, temperature=1.
     return policy.score(prompts, mask, completions, completion_mask, temperature)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "seed"))
-def policy_of(config, seed=0):
-    """Every parameter, norms and biases too, is away from where it would be at rest."""
-    policy = Transformer.random(config, jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(policy)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(structure, [x + 0.2 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)])
-
-
 def prompts_of(rows=3, length=6, seed=2):
     prompts = jax.random.randint(jax.random.key(seed), (rows, length), 0, 17)
     mask = jnp.arange(length)[None] >= jnp.arange(rows)[:, None]
@@ -60,7 +50,7 @@ def prompts_of(rows=3, length=6, seed=2):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_generation_and_scoring_agree(config):
+def test_generation_and_scoring_agree(policy_of, config):
     policy = policy_of(config)
     prompts, mask = prompts_of()
     out = generate(policy, prompts, mask, jax.random.key(0), length=10, stop=(0,), sampling=Sampling(0.8), repeats=4)
@@ -71,7 +61,7 @@ def test_generation_and_scoring_agree(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_padding_changes_nothing(config):
+def test_padding_changes_nothing(policy_of, config):
     policy = policy_of(config)
     prompts, mask = prompts_of(rows=4)
     logits = logits_of(policy, prompts, mask)
@@ -83,7 +73,7 @@ def test_padding_changes_nothing(config):
     assert np.all(np.isfinite(jax.tree.leaves(jax.grad(lambda p: logits_of(p, prompts, mask)[:, -1].sum())(policy))[0]))
 
 
-def test_a_window_forgets_and_full_attention_does_not():
+def test_a_window_forgets_and_full_attention_does_not(policy_of):
     prompts, mask = prompts_of(rows=1, length=12)
     changed = prompts.at[0, 0].add(1) % 17
     for sliding, forgets in (((True, True), True), ((True, False), False)):
@@ -93,7 +83,7 @@ def test_a_window_forgets_and_full_attention_does_not():
         assert same is forgets
 
 
-def test_the_scan_over_layers_is_the_layers_one_after_another():
+def test_the_scan_over_layers_is_the_layers_one_after_another(policy_of):
     """More layers than are written out, with windows and without, and with layers computed again in the backward pass."""
     count = FEW_LAYERS + 1
     prompts, mask = prompts_of()
@@ -116,7 +106,7 @@ def test_the_scan_over_layers_is_the_layers_one_after_another():
             np.testing.assert_allclose(x, y, atol=1e-4)
 
 
-def test_repeats_are_the_rows_of_repeated_prompts():
+def test_repeats_are_the_rows_of_repeated_prompts(policy_of):
     policy = policy_of(CONFIGS["qwen3"])
     prompts, mask = prompts_of()
     one = generate(policy, prompts, mask, jax.random.key(1), length=8, repeats=3)
@@ -125,7 +115,7 @@ def test_repeats_are_the_rows_of_repeated_prompts():
     np.testing.assert_allclose(one.log_prob, other.log_prob, atol=1e-5)
 
 
-def test_stop_tokens():
+def test_stop_tokens(policy_of):
     policy = policy_of(CONFIGS["llama"])
     prompts, mask = prompts_of()
     out = generate(policy, prompts, mask, jax.random.key(5), length=12, stop=(3, 5), repeats=20)
@@ -169,7 +159,7 @@ def test_generation_ends_when_every_row_has_stopped():
     assert out.finished.all() and len(_steps) == 3
 
 
-def test_generation_under_vmap_is_each_alone():
+def test_generation_under_vmap_is_each_alone(policy_of):
     config = CONFIGS["qwen3"]
     prompts, mask = prompts_of()
     policies = [policy_of(config, seed) for seed in (0, 5)]
@@ -201,7 +191,7 @@ def test_top_k_top_p_and_temperature():
     np.testing.assert_allclose(np.exp(filtered(logits, Sampling(top_p=0.65)))[1], [0, 0, 3 / 7, 4 / 7], atol=1e-6)
 
 
-def test_truncated_sampling_draws_only_what_is_kept():
+def test_truncated_sampling_draws_only_what_is_kept(policy_of):
     policy = policy_of(CONFIGS["qwen3"])
     prompts, mask = prompts_of(rows=1)
     out = generate(policy, prompts, mask, jax.random.key(0), length=1, sampling=Sampling(top_k=2), repeats=300)
@@ -211,7 +201,7 @@ def test_truncated_sampling_draws_only_what_is_kept():
     assert np.all(out.log_prob > scored.log_prob)
 
 
-def test_lora_begins_as_the_policy_and_only_its_factors_learn():
+def test_lora_begins_as_the_policy_and_only_its_factors_learn(policy_of):
     policy = policy_of(CONFIGS["qwen2"])
     prompts, mask = prompts_of()
     adapted = jax.jit(lambda p: with_lora(p, 2, 4.0, jax.random.key(7), targets=("q", "v", "down")))(policy)
@@ -231,7 +221,7 @@ def test_lora_begins_as_the_policy_and_only_its_factors_learn():
     np.testing.assert_allclose(out.log_prob, score_of(plain, prompts, mask, out.tokens, out.mask).log_prob, atol=1e-4)
 
 
-def test_bfloat16_is_near_float32():
+def test_bfloat16_is_near_float32(policy_of):
     config = dataclasses.replace(CONFIGS["qwen3"], dtype="bfloat16")
     policy = policy_of(config)
     prompts, mask = prompts_of()
@@ -244,7 +234,7 @@ def test_bfloat16_is_near_float32():
     assert generate(policy, prompts, mask, jax.random.key(0), length=4).log_prob.dtype == jnp.float32
 
 
-def test_a_policy_in_float64_scores_in_float64():
+def test_a_policy_in_float64_scores_in_float64(policy_of):
     with jax.enable_x64(True):
         policy = jax.tree.map(lambda x: x.astype(jnp.float64), policy_of(CONFIGS["gemma3"]))
         prompts, mask = prompts_of()
