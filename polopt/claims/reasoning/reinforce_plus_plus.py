@@ -23,13 +23,14 @@ def run(seeds: list[int]) -> dict[str, Side]:
     # all 64 completions of an iteration in one update of a fixed length
     method = dataclasses.replace(reinforce_plus_plus(), penalty=NoPenalty(), step_rule=Sgd(1.0, norm=0.3), minibatches=1)
     groups = dataclasses.replace(method, sampler=Grouped(prompts=8, completions=8), advantage=GroupRelative())
-    sides = {}
-    methods = {"REINFORCE++": method, "REINFORCE": dataclasses.replace(method, advantage=Raw()), "GRPO": groups}
-    for name, method in methods.items():
-        curve = learn(method, problem, seeds, success)[SUCCESS]
-        numbers = {COSINE: gradients(method, problem, seeds, DRAWS)[COSINE], END: curve[:, -1]}
-        sides[name] = side(method, numbers, {SUCCESS: curve})
-    return sides
+    plain = dataclasses.replace(method, advantage=Raw())
+    curve, of_plain = (learn(m, problem, seeds, success)[SUCCESS] for m in (method, plain))
+    cosine, of_groups = (gradients(m, problem, seeds, DRAWS)[COSINE] for m in (method, groups))
+    return {
+        "REINFORCE++": side(method, {COSINE: cosine, END: curve[:, -1]}, {SUCCESS: curve}),
+        "REINFORCE": side(plain, {END: of_plain[:, -1]}, {SUCCESS: of_plain}),
+        "GRPO": side(groups, {COSINE: of_groups}, {}),
+    }
 
 
 CLAIM = Claim(
