@@ -1,4 +1,7 @@
-"""GRPO: comparing answers of a prompt beats imitating the right ones."""
+"""GRPO: comparing answers of a prompt beats imitating the right ones.
+
+It does under Adam with the best rate of either. With plain gradient steps that are all scaled to one length (0.5) imitation was ahead, by .02.
+"""
 
 import dataclasses
 
@@ -40,6 +43,5 @@ CLAIM = Claim(
     task="T-LIN, 32 prompts, 10 answers, 12 features; 8 prompts of 8 completions an iteration, 100 iterations, Adam at .3, no penalty",
     run=run,
     checks=(Check(END, "GRPO", over="RFT", above=0.0),),
-    analysis="The gain depends on the step rule: with plain gradient steps scaled to one length (0.5), imitation was ahead by .02 on seeds 100 to 109.",
     seconds=10,
 )
