@@ -44,5 +44,6 @@ CLAIM = Claim(
         Check(MIDDLE, "A*-PO", over="GRPO", above=-0.01),
         Check(END, "A*-PO", above=0.98),
     ),
+    seeds=30,
     seconds=10,
 )

@@ -8,19 +8,21 @@ from polopt.data import testbeds
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
 from polopt.methods.reasoning.cispo import cispo
-from polopt.optim.sgd import Sgd
+from polopt.optim.adam import Adam
 
-STEPS, PROMPTS = 60, 16
+STEPS, PROMPTS, UPDATES = 30, 16, 16
 AREA, CUT = "mean success over training", "share of tokens without a gradient"
 
 
 def problem(seed: int):
-    return testbeds.chain(prompts=PROMPTS, length=6, vocabulary=8, low=0.5, high=0.8, steps=STEPS, seed=seed)
+    return testbeds.chain(prompts=PROMPTS, length=6, vocabulary=8, low=0.4, high=0.8, steps=STEPS, seed=seed)
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
     sampler = Grouped(prompts=PROMPTS, completions=8)
-    method = dataclasses.replace(cispo(), sampler=sampler, step_rule=Sgd(1.0, norm=1.0), epochs=4, minibatches=1)
+    # the best rate of the clip on other seeds, of .003, .01, .03, .06, .1, .2; CISPO is better at each of them
+    step = Adam(0.1, anneal=False, max_grad_norm=None, epsilon=1e-8)
+    method = dataclasses.replace(cispo(), sampler=sampler, step_rule=step, epochs=UPDATES, minibatches=1)
     sides = {}
     methods = {"CISPO": method, "clip": dataclasses.replace(method, objective=Clipped(0.2, 0.28))}
     for name, method in methods.items():
@@ -36,11 +38,11 @@ CLAIM = Claim(
     method="cispo",
     statement="Bounding the importance weight instead of cutting the update keeps the gradient of every token and learns faster per update.",
     baseline="DAPO's clip on tokens, all else equal",
-    task="T-CHAIN, 16 prompts, 6 tokens out of 8; 8 completions a prompt, four updates of norm 1 on each iteration's, 60 iterations",
+    task="T-CHAIN, 16 prompts, 6 tokens out of 8; 8 completions a prompt, sixteen updates on each iteration's, 30 iterations, Adam at .1",
     run=run,
     checks=(
-        Check(CUT, "clip", above=0.05),
-        Check(AREA, "CISPO", over="clip", above=0.0),
+        Check(CUT, "clip", above=0.01),
+        Check(AREA, "CISPO", over="clip", above=0.03),
     ),
     seconds=15,
 )

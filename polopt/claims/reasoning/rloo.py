@@ -19,15 +19,16 @@ def problem(seed: int):
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
-    method = dataclasses.replace(rloo(), penalty=NoPenalty(), sampler=Grouped(prompts=PROMPTS, completions=4))
-    pairs = dataclasses.replace(method, sampler=Grouped(prompts=PROMPTS, completions=2))
-    credits = {"RLOO": method.advantage, "group mean": Centred(), "REINFORCE": Raw()}
-    sides = {}
-    for name, credit in credits.items():
-        four, two = (gradients(dataclasses.replace(m, advantage=credit), problem, seeds, DRAWS) for m in (method, pairs))
-        numbers = {COSINE: four[COSINE], LENGTH: four[LENGTH], PAIRS: two[LENGTH], VARIANCE: four[VARIANCE]}
-        sides[name] = side(dataclasses.replace(method, advantage=credit), numbers, {})
-    return sides
+    four = dataclasses.replace(rloo(), penalty=NoPenalty(), sampler=Grouped(prompts=PROMPTS, completions=4))
+    two = dataclasses.replace(four, sampler=Grouped(prompts=PROMPTS, completions=2))
+    mean, raw = dataclasses.replace(two, advantage=Centred()), dataclasses.replace(four, advantage=Raw())
+    found, pairs, of_mean, of_raw = (gradients(method, problem, seeds, DRAWS) for method in (four, two, mean, raw))
+    numbers = {COSINE: found[COSINE], LENGTH: found[LENGTH], PAIRS: pairs[LENGTH], VARIANCE: found[VARIANCE]}
+    return {
+        "RLOO": side(four, numbers, {}),
+        "group mean": side(mean, {PAIRS: of_mean[LENGTH]}, {}),
+        "REINFORCE": side(raw, {VARIANCE: of_raw[VARIANCE]}, {}),
+    }
 
 
 CLAIM = Claim(
