@@ -32,6 +32,7 @@ from polopt.methods.reasoning._frame import adam
 from polopt.methods.registry import composition
 from polopt.policies.language.sampling import Sampling
 
+
 def value(count, success):
     """V(N, p)."""
     return (1 - success**count - (1 - success) ** count) * success * (1 - success) ** 2
