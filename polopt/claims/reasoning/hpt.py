@@ -1,4 +1,8 @@
-"""HPT: a demonstration only where the policy fails is sooner at a given success than phases or a fixed mixture of the two."""
+"""HPT: a demonstration only where the policy fails is sooner at a given success than phases or a fixed mixture of the two.
+
+A question has many demonstrations, and a quarter of them end wrongly. Where a question has a single one instead, and it is wrong, HPT fails, is shown
+it, and fails for ever: on five other seeds it ended at .79, fine-tuning followed by GRPO at .97.
+"""
 
 import dataclasses
 
@@ -44,19 +48,43 @@ class Phases:
         return judged.learn & (judged.batch.demonstration == (progress < self.first))[:, None]
 
 
+@part
+class Careless:
+    """A sampler of which a share of the demonstrations, drawn anew each time, ends in a wrong token."""
+
+    inner: Accompanied
+    wrong: float = hyper(0.25, at_least=0, at_most=1)
+
+    groups = property(lambda self: self.inner.groups)
+    size = property(lambda self: self.inner.size)
+    completions = property(lambda self: self.inner.completions)
+    temperature = property(lambda self: self.inner.temperature)
+
+    def refuse(self, task):
+        return self.inner.refuse(task)
+
+    def init(self, task, key):
+        return self.inner.init(task, key)
+
+    def gather(self, state, task, policy, key):
+        k_gather, k_which, k_token = jax.random.split(key, 3)
+        batch, state = self.inner.gather(state, task, policy, k_gather)
+        which = batch.demonstration & jax.random.bernoulli(k_which, self.wrong, batch.index.shape)
+        token = jax.random.randint(k_token, batch.index.shape, 1, VOCABULARY)
+        last = jnp.where(which, token, batch.tokens[:, -1])
+        return batch._replace(tokens=batch.tokens.at[:, -1].set(last)), state
+
+    def tell(self, state, task, policy, batch):
+        return self.inner.tell(state, task, policy, batch)
+
+
 def problem(seed: int):
-    """A quarter of the demonstrations end in a wrong token."""
-    task = chain(prompts=PROMPTS, length=LENGTH, vocabulary=VOCABULARY, success=[0.85] * EASY + [0.15] * HARD, seed=seed, steps=STEPS)
-    k_which, k_token = jax.random.split(jax.random.key(seed))
-    wrong = jax.random.permutation(k_which, PROMPTS) < PROMPTS // 4
-    token = jax.random.randint(k_token, (PROMPTS,), 1, VOCABULARY)
-    shown = task.prompts.demonstration.at[:, -1].set(jnp.where(wrong, token, 0))
-    return dataclasses.replace(task, prompts=dataclasses.replace(task.prompts, demonstration=shown))
+    return chain(prompts=PROMPTS, length=LENGTH, vocabulary=VOCABULARY, success=[0.85] * EASY + [0.15] * HARD, seed=seed, steps=STEPS)
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
     hpt = Language(
-        sampler=Accompanied(PROMPTS, COMPLETIONS),
+        sampler=Careless(Accompanied(PROMPTS, COMPLETIONS)),
         advantage=Hybrid(length=float(LENGTH)),
         objective=LogLikelihood(),
         step_rule=Sgd(RATE * PROMPTS * LENGTH),

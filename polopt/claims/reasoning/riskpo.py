@@ -1,4 +1,8 @@
-"""RiskPO: it takes the option with the better lower tail, and keeps entropy where risk-seeking loses it."""
+"""RiskPO: it takes the option with the better lower tail, and keeps entropy where risk-seeking loses it.
+
+Of the two options, the one with the better mean is a local optimum of the mixed value at risk: where it is taken nearly always, its zeros fill the
+lower tail whatever the rest does. On ten other seeds one ended there, so the claim has thirty.
+"""
 
 from dataclasses import replace
 
@@ -87,5 +91,6 @@ CLAIM = Claim(
         Check(ENTROPY, "RiskPO", over="mean", above=0.1),
         Check(ENTROPY, "mean", over="risk-seeking", above=0.1),
     ),
-    seconds=10,
+    seeds=30,
+    seconds=15,
 )

@@ -9,9 +9,9 @@ p_i the success rate of prompt i in its last group and N_i its completions now,
     V(N, p)   = ( 1 - p^N - (1-p)^N ) p (1-p)^2        chance of a group with right and wrong answers, times what a gradient step then adds to p
     V(N+1, p) - V(N, p) = p (1-p)^2 ( p^N (1-p) + (1-p)^N p )       falls with N: taking the greatest gains one by one is optimal
 
-What is left once all gains are negligible goes to prompts with p = 0 in turn, then to the hardest. Until every prompt of an iteration has been seen,
-its completions are shared out evenly. Groups differ in size, so losses are averaged in each prompt first. An estimate from two completions is
-rough: `memory` keeps a part of the older one.
+What is left once all gains are negligible (below 1e-4, a choice) goes to prompts with p = 0 in turn, then to the others, the harder first: a prompt
+that succeeds once in 50 often looks hopeless. Until every prompt of an iteration has been seen, its completions are shared out evenly. Groups differ
+in size, so losses are averaged in each prompt first. An estimate from two completions is rough: `memory` keeps a part of the older one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from polopt.methods.reasoning._frame import adam
 from polopt.methods.registry import composition
 from polopt.policies.language.sampling import Sampling
 
-NEGLIGIBLE = 1e-9  # gain of a completion below which it goes where nothing has succeeded yet
-
 
 def value(count, success):
     """V(N, p)."""
@@ -46,14 +44,14 @@ def gain(count, success):
     return p * (1 - p) ** 2 * (p**count * (1 - p) + (1 - p) ** count * p)
 
 
-def allocation(success, budget: int, low: int, up: int):
+def allocation(success, budget: int, low: int, up: int, negligible=1e-4):
     """N_i (M,) of prompts with success rates (M,): `budget` in all, each from low to up."""
     xp = array_namespace(success)
     p, count = success[:, None], xp.arange(low, up, dtype=success.dtype)[None, :]
     gains = gain(count, p)
-    # A place in the queue behind every gain: in turn among the hopeless, then among the others, the hardest first.
+    # A place in the queue behind every gain: in turn among the hopeless, then among the others, the harder ones first.
     behind = -(1 + count / up + xp.where(p > 0, 2 + p, xp.zeros_like(p)))
-    order = xp.argsort(-xp.reshape(xp.where(gains > NEGLIGIBLE, gains, behind), (-1,)), stable=True)
+    order = xp.argsort(-xp.reshape(xp.where(gains > negligible, gains, behind), (-1,)), stable=True)
     taken = xp.reshape(xp.argsort(order), gains.shape) < budget - low * success.shape[0]
     return low + xp.sum(xp.astype(taken, xp.int32), axis=1)
 
@@ -74,6 +72,7 @@ class Knapsack:
     completions: int = hyper(8, at_least=1)  # of each prompt on average
     low: int = hyper(2, at_least=1)  # fewest of a prompt
     up: int = hyper(128, at_least=2)  # most
+    negligible: float = hyper(1e-4, at_least=0)  # gain of a completion below which those that never succeeded come first
     memory: float = hyper(0.0, at_least=0, below=1)  # weight of the older estimate of a success rate
     sampling: Sampling = Sampling()
 
@@ -93,7 +92,7 @@ class Knapsack:
     def gather(self, state: Known, task, policy, key):
         k_order, k_write = jax.random.split(key)
         prompts, order = draw_prompts(state.order, self.prompts, k_order)
-        best = allocation(state.success[prompts], self.size, self.low, self.up)
+        best = allocation(state.success[prompts], self.size, self.low, self.up, self.negligible)
         counts = jnp.where(jnp.all(state.seen[prompts]), best, self.completions)
         group = jnp.repeat(jnp.arange(self.prompts, dtype=jnp.int32), counts, total_repeat_length=self.size)
         batch = written(task, policy, prompts[group], k_write, self.sampling)

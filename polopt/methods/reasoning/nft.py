@@ -80,9 +80,9 @@ class ImplicitNegative:
 
 @composition
 def nft(task: LanguageTask | None = None) -> Language:
-    """NFT on groups with right and wrong answers, 4 minibatches an iteration (the paper: 16, of 512 prompts)."""
+    """NFT on groups with right and wrong answers, 4 minibatches of 2 prompts (the paper: 16 of 32)."""
     return Language(
-        sampler=Informative(prompts=16, completions=16),
+        sampler=Informative(completions=16),
         advantage=PromptWeight(),
         objective=ImplicitNegative(),
         step_rule=adam(task),

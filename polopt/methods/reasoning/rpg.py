@@ -119,7 +119,7 @@ class Differentiable:
 
 def _composed(task: LanguageTask | None, objective) -> Language:
     return Language(
-        sampler=Informative(prompts=16, completions=16),
+        sampler=Informative(completions=16),
         advantage=GroupRelative("none"),
         objective=objective,
         step_rule=adam(task),
@@ -129,7 +129,7 @@ def _composed(task: LanguageTask | None, objective) -> Language:
 
 @composition
 def rpg(task: LanguageTask | None = None) -> Language:
-    """RPG-REINFORCE with the paper's clip, 4 minibatches an iteration (the paper: 16, of 512 prompts)."""
+    """RPG-REINFORCE with the paper's clip, 4 minibatches of 2 prompts (the paper: 16 of 32)."""
     return _composed(task, ClippedREINFORCE())
 
 

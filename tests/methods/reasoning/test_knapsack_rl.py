@@ -46,8 +46,9 @@ def test_the_allocation_against_all_others(seed):
     [
         ([0.1, 0.5, 0.9], (6, 2, 8), [2, 2, 2]),  # oracle 3
         ([0.4] * 4, (16, 2, 8), [4] * 4),
+        ([0.4, 0.0], (16, 2, 16, 0.02), [3, 13]),  # gains of .4 after 2: .035, after 3: .018
         ([0.0, 1.0, 0.0], (12, 2, 8), [5, 2, 5]),  # what nothing is known to help goes to the hopeless in turn
-        ([0.0, 1.0, 1 - 1e-6], (16, 2, 8), [8, 2, 6]),  # then to the hardest
+        ([0.0, 1.0, 1 - 1e-6], (17, 2, 8), [8, 4, 5]),  # then to the others, the harder first
     ],
 )
 def test_particular_allocations(success, rest, wanted):
