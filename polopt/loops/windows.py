@@ -1,0 +1,145 @@
+"""The offline loop of methods that see the log as a sequence: minibatches of windows, each step labelled with what the episode earned from there on.
+
+Nothing is bootstrapped, so that an episode's return ends with it, however it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from polopt.core import spaces
+from polopt.core.actions import to_unit
+from polopt.core.parts import hyper, part
+from polopt.data.dataset import Dataset, DataTask
+from polopt.loops.offline import State
+from polopt.policies.actor import Normaliser
+
+
+class Windows(NamedTuple):
+    """The last K steps up to a drawn one, (n, K, ...); what lies before the start of the episode is masked, and holds anything.
+
+    inputs, next_inputs: (vectors, pictures) as networks take them.
+    action:   as learners see it; reward: the logged one.
+    to_go:    the sum of the rewards from the step to the end of the episode; left: how many these are.
+    step:     of the episode, from 0; mask: 1 inside the episode.
+    """
+
+    inputs: Any
+    next_inputs: Any
+    action: jax.Array
+    reward: jax.Array
+    to_go: jax.Array
+    left: jax.Array
+    step: jax.Array
+    mask: jax.Array
+
+
+class SequenceRule(Protocol):
+    """What is learnt from windows. The learner is one pytree."""
+
+    context: int  # K
+
+    def refuse(self, data) -> str | None:
+        """Why it cannot learn from a dataset; None when it can."""
+        ...
+
+    def init(self, data: Dataset, key) -> Any: ...
+
+    def update(self, learner, batch: Windows, progress, key) -> tuple[Any, dict[str, jax.Array]]: ...
+
+    def policy(self, learner, normaliser: Normaliser) -> Any: ...
+
+
+def outcomes(reward, ended):
+    """(sum of the rewards from each step to the end of its episode, how many these are), each (n,), from rewards and ends in the order of time."""
+    going = 1.0 - jnp.asarray(ended, jnp.float32)[:, None]
+    earned = jnp.stack([jnp.asarray(reward, jnp.float32), jnp.ones(going.shape[:1])], axis=1)
+
+    def join(later, now):
+        return now[0] * later[0], now[1] + now[0] * later[1]
+
+    total = jax.lax.associative_scan(join, (going, earned), reverse=True)[1]
+    return total[:, 0], total[:, 1]
+
+
+def first_rows(ended):
+    """(n,) the row at which the episode of each row begins."""
+    index = jnp.arange(ended.shape[0])
+    begins = jnp.concatenate([jnp.ones((1,), bool), ended[:-1]])
+    return jax.lax.cummax(jnp.where(begins, index, 0))
+
+
+def episode_outcomes(data: Dataset):
+    """Of each row the return of its episode and the episode's length, (n,) each; for statistics over a log."""
+    to_go, left = outcomes(data.reward, data.ended)
+    first = first_rows(jnp.asarray(data.ended))
+    return to_go[first], left[first]
+
+
+@part
+class OfflineWindows:
+    """A method that learns from windows of a log. A step of the run is an update."""
+
+    rule: SequenceRule
+    updates: int = hyper(100, at_least=1)  # updates in an iteration
+    batch_size: int = hyper(64, at_least=1)  # windows an update learns from
+    normalise_observations: bool = True  # by the mean and the deviation of the dataset
+
+    critic = False
+    takes = DataTask
+    needs = "a dataset (--data)"
+
+    def refuse(self, task) -> str | None:
+        """Why this method cannot take the task; None when it can."""
+        data = task.dataset
+        if isinstance(data.action_space, spaces.Box) and not data.action_space.bounded:
+            return f"needs finite bounds of the actions, but those of {data.name} are {data.action_space}. Give the environment that they come from"
+        return self.rule.refuse(data)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.updates
+
+    def init(self, task: DataTask, key) -> State:
+        k_rule, key = jax.random.split(key)
+        data = task.dataset
+        normaliser = Normaliser(data.observation_space, data.statistics() if self.normalise_observations else None)
+        return State(self.rule.init(data, k_rule), normaliser, jnp.zeros((), jnp.int32), key)
+
+    def step(self, task: DataTask, state: State) -> tuple[State, dict[str, jax.Array]]:
+        key, k_learn = jax.random.split(state.key)
+        rows = self.rows(task.dataset)
+        progress = jnp.clip(state.iteration * self.updates / task.steps, 0.0, 1.0)
+
+        def update(learner, key):
+            k_sample, k_update = jax.random.split(key)
+            batch = self.sample(task.dataset, rows, state.normaliser, k_sample)
+            return self.rule.update(learner, batch, progress, k_update)
+
+        learner, metrics = jax.lax.scan(update, state.learner, jax.random.split(k_learn, self.updates))
+        return State(learner, state.normaliser, state.iteration + 1, key), jax.tree.map(jnp.mean, metrics)
+
+    def policy(self, state: State):
+        return self.rule.policy(state.learner, state.normaliser)
+
+    # -- minibatches ---------------------------------------------------------------------------------------------------
+
+    def rows(self, data: Dataset):
+        """(return to go, steps left, first row of the episode) of each row."""
+        return *outcomes(data.reward, data.ended), first_rows(jnp.asarray(data.ended))
+
+    def sample(self, data: Dataset, rows, normaliser: Normaliser, key) -> Windows:
+        to_go, left, first = rows
+        last = jax.random.randint(key, (self.batch_size,), 0, len(data))
+        row = last[:, None] + jnp.arange(1 - self.rule.context, 1)[None]
+        inside = row >= first[last][:, None]
+        row = jnp.maximum(row, 0)
+        seen = jax.tree.map(lambda x: jnp.asarray(x)[row], (data.observation, data.next_observation))
+        inputs, after = (jax.vmap(jax.vmap(normaliser))(o) for o in seen)
+        action, space = jnp.asarray(data.action)[row], data.action_space
+        action = jax.vmap(jax.vmap(lambda a: to_unit(space, a)))(action) if isinstance(space, spaces.Box) else action
+        step = jnp.where(inside, row - first[last][:, None], 0)
+        return Windows(inputs, after, action, jnp.asarray(data.reward)[row], to_go[row], left[row], step, inside.astype(jnp.float32))

@@ -1,0 +1,168 @@
+"""Policies that are told what return to reach: by the average of what is left, or by a return to go beside the last states and actions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from polopt.core import spaces
+from polopt.core.actions import encoded, from_unit
+from polopt.core.attention import Transformer, waves
+from polopt.core.networks import Feedforward, Linear, Torso
+from polopt.policies.actor import Normaliser
+from polopt.policies.cloned import LOG_STD, ClonedActor
+from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
+
+
+def conditioned_actor(spec: Feedforward, observation_space, action_space, key) -> ClonedActor:
+    """pi(a|s, omega): a cloned actor whose vector ends with one number more."""
+    both = spaces.Dict((("observation", observation_space), ("outcome", spaces.Box(-math.inf, math.inf, (1,)))))
+    return ClonedActor(spec, both, action_space, key)
+
+
+class OutcomePolicy(eqx.Module):
+    """A deployed actor with the outcome that it is always told."""
+
+    actor: ClonedActor
+    normaliser: Normaliser
+    outcome: jax.Array
+
+    @property
+    def observation_space(self):
+        return self.normaliser.space
+
+    @property
+    def action_space(self):
+        return self.actor.action_space
+
+    def initial_carry(self):
+        return ()
+
+    def act(self, carry, observation, key=None):
+        vector, pictures = self.normaliser(observation)
+        found = self.actor(jnp.concatenate([vector, self.outcome[None]]), pictures)
+        return carry, _deployed(self.action_space, found, key)
+
+
+class SequenceActor(eqx.Module):
+    """pi(a_t | R_1, s_1, a_1, ..., R_t, s_t): three tokens a step in a causal transformer, the action read off the token of its state.
+
+    Of a box a Gaussian with tanh on its mean and a deviation that no state changes, else the space's categorical.
+    """
+
+    returns: Linear
+    states: Linear
+    actions: Linear
+    clock: Linear
+    transformer: Transformer
+    head: Linear
+    log_std: jax.Array | None
+    action_space: spaces.Space = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+
+    def __init__(self, observation_space, action_space, width: int, layers: int, heads: int, key):
+        keys = jax.random.split(key, 6)
+        box = isinstance(action_space, spaces.Box)
+        numbers = math.prod(action_space.shape) if box else spaces.size(action_space)
+        self.returns, self.states = Linear(1, width, keys[0], 1.0), Linear(spaces.size(observation_space), width, keys[1], 1.0)
+        self.actions, self.clock = Linear(numbers, width, keys[2], 1.0), Linear(width, width, keys[3], 0.2)
+        self.transformer = Transformer(width, layers, heads, keys[4])
+        self.head = Linear(width, numbers, keys[5], gain=0.01)
+        self.log_std = jnp.zeros(action_space.shape) if box else None
+        self.action_space, self.width = action_space, width
+
+    def __call__(self, returns, states, actions, step, mask):
+        """The distributions (K,) of the actions, from returns to go (K,), states (K, d), encoded actions (K, k), steps (K,) and mask (K,).
+
+        The action of a place is seen by later places only.
+        """
+        clock = jax.vmap(lambda t: self.clock(waves(t, self.width)))(step)
+        tokens = jax.vmap(self.returns)(returns[:, None]), jax.vmap(self.states)(states), jax.vmap(self.actions)(actions)
+        interleaved = jnp.stack([token + clock for token in tokens], axis=1).reshape(-1, self.width)
+        features = self.transformer(interleaved, jnp.repeat(mask, 3)).reshape(-1, 3, self.width)[:, 1]
+        return jax.vmap(self.distribution)(features)
+
+    def distribution(self, features):
+        x, space = self.head(features), self.action_space
+        if isinstance(space, spaces.Discrete):
+            return Categorical(x)
+        if isinstance(space, spaces.MultiDiscrete):
+            return MultiCategorical(x, space.nvec)
+        if isinstance(space, spaces.MultiBinary):
+            return Bernoulli(x)
+        return Gaussian(jnp.tanh(x.reshape(space.shape)), jnp.clip(self.log_std, *LOG_STD), jnp.float32(-1), jnp.float32(1))
+
+
+class RewardModel(eqx.Module):
+    """r(s, a, s'): from two vectors and an encoded action to a number."""
+
+    torso: Torso
+    head: Linear
+
+    def __init__(self, spec: Feedforward, observation_space, action_space, key):
+        k_torso, k_head = jax.random.split(key)
+        numbers = math.prod(action_space.shape) if isinstance(action_space, spaces.Box) else spaces.size(action_space)
+        self.torso = Torso(spec, 2 * spaces.size(observation_space) + numbers, (), k_torso)
+        self.head = Linear(self.torso.features, 1, k_head, gain=1.0)
+
+    def __call__(self, vector, action, following):
+        return self.head(self.torso((), jnp.concatenate([vector, action, following]), ())[1])[0]
+
+
+class SequencePolicy(eqx.Module):
+    """A deployed sequence actor. It remembers its last K steps, and what its reward model says that it has earned of the target.
+
+    target and scale: the return to reach, and what returns are divided by. The carry is zero at the start of an episode.
+    """
+
+    actor: SequenceActor
+    reward: RewardModel
+    normaliser: Normaliser
+    target: jax.Array
+    scale: jax.Array
+    context: int = eqx.field(static=True)
+
+    @property
+    def observation_space(self):
+        return self.normaliser.space
+
+    @property
+    def action_space(self):
+        return self.actor.action_space
+
+    def initial_carry(self) -> dict[str, Any]:
+        d, k = spaces.size(self.observation_space), self.actor.actions.weight.shape[-1]
+        zeros = {"returns": jnp.zeros((self.context,)), "states": jnp.zeros((self.context, d)), "actions": jnp.zeros((self.context, k))}
+        return {**zeros, "earned": jnp.zeros(()), "step": jnp.zeros((), jnp.int32)}
+
+    def act(self, carry, observation, key=None):
+        vector, _ = self.normaliser(observation)
+        t = carry["step"]
+        paid = self.reward(carry["states"][-1], carry["actions"][-1], vector)  # of the step before, which the first has not
+        earned = carry["earned"] + jnp.where(t > 0, paid, 0.0)
+        returns = _pushed(carry["returns"], (self.target - earned) / self.scale)
+        states, actions = _pushed(carry["states"], vector), _pushed(carry["actions"], jnp.zeros_like(carry["actions"][0]))
+        place = jnp.arange(1 - self.context, 1)
+        steps = jnp.maximum(t + place, 0)
+        found = self.actor(returns, states, actions, steps, (t + place >= 0).astype(jnp.float32))
+        found = jax.tree.map(lambda x: x[-1], found)
+        raw = found.mode() if key is None else found.sample(key)
+        taken = found.action(raw)
+        actions = actions.at[-1].set(jnp.ravel(encoded(self.action_space, taken)).astype(actions.dtype))
+        carry = {"returns": returns, "states": states, "actions": actions, "earned": earned, "step": t + 1}
+        return carry, from_unit(self.action_space, taken) if isinstance(self.action_space, spaces.Box) else taken
+
+
+def _pushed(rows, new):
+    """The rows with the first one dropped and a new one behind."""
+    return jnp.concatenate([rows[1:], new[None]])
+
+
+def _deployed(space, found, key):
+    """An action of the environment from a distribution of actions as learners see them."""
+    action = found.action(found.mode() if key is None else found.sample(key))
+    return from_unit(space, action) if isinstance(space, spaces.Box) else action
