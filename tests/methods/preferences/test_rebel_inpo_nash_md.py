@@ -21,7 +21,7 @@ from polopt.policies.language.tabular import TabularPolicy
 from tests.methods.preferences.helpers import all_pairs, columns, least_squares, pair
 
 REWARDS = jnp.array([0.0, 1.0, 2.0])
-CYCLE = jnp.asarray(preferences.rock_paper_scissors(0.9), jnp.float32)
+CYCLE = jnp.asarray(preferences.rock_paper_scissors(0.9).T, jnp.float32)  # the first beats the second
 
 
 # -- REBEL -------------------------------------------------------------------------------------------------------------
