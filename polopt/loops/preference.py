@@ -87,12 +87,16 @@ class Link(Protocol):
 class Pairs(Protocol):
     """Which responses of a group are compared."""
 
+    fewest: int  # responses that a group must have
+
     def __call__(self, groups: Groups) -> Groups: ...
 
 
 @part
 class AsDrawn:
     """All K of them together, in the order they came in."""
+
+    fewest = 2
 
     def __call__(self, groups):
         return groups
@@ -101,6 +105,8 @@ class AsDrawn:
 @part
 class AllPairs:
     """Every pair of the K, the better one first."""
+
+    fewest = 2
 
     def __call__(self, groups):
         size, count = groups.score.shape
@@ -112,6 +118,8 @@ class AllPairs:
 @part
 class BestAndWorst:
     """The pair of the best and the worst of the K."""
+
+    fewest = 2
 
     def __call__(self, groups):
         which = jnp.stack([jnp.argmax(groups.score, axis=1), jnp.argmin(groups.score, axis=1)], 1)

@@ -38,8 +38,8 @@ class Logged:
     def refuse(self, task, link) -> str | None:
         logged = task.preferences.score.shape[1]
         built = jax.eval_shape(self.built, task).score.shape
-        if link.responses is not None and built[1] != link.responses:
-            return f"compares {link.responses} responses to a prompt, but {task.name} gives {logged}"
+        if logged < self.pairs.fewest or (link.responses is not None and built[1] != link.responses):
+            return f"compares {link.responses or 'several'} responses to a prompt, but {task.name} gives {logged}"
         if self.groups is not None and self.groups > built[0]:
             return f"learns from {self.groups} groups an iteration, but {task.name} has {built[0]}. Set fewer groups"
         return None

@@ -71,11 +71,11 @@ def run(seeds: list[int]) -> dict[str, Side]:
 
 CLAIM = Claim(
     method="simpo",
-    statement="With the mean log-probability as reward, the likelihood by which responses are decoded ranks unseen pairs right more often than after DPO, "
-    "whose reward is a ratio to the reference.",
+    statement="With the mean log-probability as reward, the likelihood by which responses are decoded ranks unseen pairs right more often than "
+    "after DPO, whose reward is a ratio to the reference.",
     baseline="DPO with beta .1 on the same pairs, with the same steps; the reference",
-    task="responses of up to 5 of 3 tokens, one of which ends them, an autoregressive table; Bradley-Terry labels by the mean worth of tokens; 4000 pairs, "
-    "1000 batches of 100, Adam .05 annealed",
+    task="responses of up to 5 of 3 tokens, one of which ends them, an autoregressive table; Bradley-Terry labels by the mean worth of tokens; "
+    "4000 pairs, 1000 batches of 100, Adam .05 annealed",
     run=run,
     checks=(
         Check(ACCURACY, "SimPO", over="DPO", above=0),
