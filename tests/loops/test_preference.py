@@ -16,18 +16,21 @@ from polopt.data.prompts import Graded
 from polopt.data.testbeds import linear
 from polopt.loops.preference import (
     AllPairs,
+    Averaged,
     BestAndWorst,
     Columns,
+    EveryIteration,
     Groups,
     LeastSquares,
     Minibatches,
     Preference,
+    Refreshed,
     best_first,
     log_probs,
     mean_loss,
     pick,
 )
-from polopt.loops.preference_sources import Comparisons, Draws, Logged, Online, Rewards
+from polopt.loops.preference_sources import Comparisons, Draws, Judged, Logged, Online, Rewards
 from polopt.methods.preferences.copg import Contrastive
 from polopt.methods.preferences.dpo import Logistic
 from polopt.methods.preferences.ipo import Squared
@@ -145,7 +148,7 @@ def test_minibatches_visit_every_pair_once_a_pass():
     for minibatches in (1, 4):
         method = Preference(Logged(groups=None), Contrastive(0.3), Minibatches(Adam(learning_rate=1e-9), epochs=2, minibatches=minibatches))
         losses.append(jax.jit(method.step)(task, method.init(task, jax.random.key(0)))[1]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(float(losses[1]), rel=1e-5)
 
 
 # -- responses drawn now -----------------------------------------------------------------------------------------------
@@ -178,9 +181,9 @@ def test_comparisons():
     P = jnp.array([[0.5, 1.0, 0.7], [0.0, 0.5, 0.2], [0.3, 0.8, 0.5]])
     task = game(table(prompts=1, arms=3), P, steps=1)
     groups = Groups(jnp.zeros(1, int), jnp.array([[[0], [1], [2]]]), jnp.ones((1, 3, 1), bool), jnp.zeros((1, 3)))
-    shares = Comparisons(Table(), sampled=False)(task, groups, jax.random.key(0))
+    shares = Judged(Table(), sampled=False)(task, groups, jax.random.key(0))
     np.testing.assert_allclose(shares, [[0.85, 0.1, 0.55]], rtol=1e-6)
-    many = jax.vmap(lambda k: Comparisons(Table())(task, groups, k))(jax.random.split(jax.random.key(1), 4000))
+    many = jax.vmap(lambda k: Judged(Table())(task, groups, k))(jax.random.split(jax.random.key(1), 4000))
     assert set(np.unique(many)) <= {0.0, 0.5, 1.0}
     np.testing.assert_allclose(many.mean(0), shares, atol=0.03)
     np.testing.assert_allclose(many.sum(2), 1.5)
@@ -191,8 +194,8 @@ def test_comparisons():
 def test_the_opponents_are_drawn_by_their_own_sampler():
     sure = lambda k: TabularPolicy(20.0 * jnp.tile(jax.nn.one_hot(jnp.array([k]), 4), (2, 1)))  # noqa: E731
     task = scored(sure(0), REWARDS, steps=1)
-    method = Preference(Online(prompts_drawn=4, responses=3, opponent=Draws("average")), Contrastive())
-    drawn = method.source.draw(method, task, (), {"current": sure(1), "start": sure(0), "average": sure(3)}, jax.random.key(0))
+    method = Preference(Online(prompts_drawn=4, responses=3, opponent=Draws("previous")), Contrastive())
+    drawn = method.source.draw(method, task, (), {"current": sure(1), "start": sure(0), "previous": sure(3)}, jax.random.key(0))
     assert (drawn.groups.tokens[:, 0] == 1).all() and (drawn.groups.tokens[:, 1:] == 3).all()
 
 
@@ -222,21 +225,22 @@ def test_a_response_that_could_not_be_graded_is_left_out():
 # -- anchors and what moves --------------------------------------------------------------------------------------------
 
 
-def test_the_previous_policy_and_the_average():
+@pytest.mark.parametrize("schedule", [EveryIteration(), Refreshed(2), Averaged(0.75)])
+def test_what_previous_means(schedule):
+    """The policy of this iteration, the one of the last refresh, or the moving average."""
     task = scored(table(), REWARDS, steps=10)
-    source = Online(prompts_drawn=8, opponent=Draws("average"), pairs=AllPairs())
-    method = Preference(source, RelativeReward(), Minibatches(Adam(learning_rate=0.1)), refresh_every=2, average_decay=0.75)
+    method = Preference(Online(prompts_drawn=8, pairs=AllPairs()), RelativeReward(), Minibatches(Adam(learning_rate=0.1)), schedule=schedule)
     state = method.init(task, jax.random.key(0))
-    assert set(state.slow) == {"previous", "average"}
     seen, average, step = [task.model.logits], task.model.logits, jax.jit(method.step)
     for i in range(4):
         state, _ = step(task, state)
         seen.append(state.policy.logits)
         average = 0.75 * average + 0.25 * seen[-1]
-        np.testing.assert_allclose(state.slow["average"].logits, average, atol=1e-6)
-        np.testing.assert_array_equal(state.slow["previous"].logits, seen[(i + 1) // 2 * 2])
-    every = dataclasses.replace(method, refresh_every=1, source=Online(prompts_drawn=8, pairs=AllPairs()))
-    assert every.init(task, jax.random.key(0)).slow == {}  # the policy itself serves
+        if isinstance(schedule, EveryIteration):
+            assert state.previous == ()  # the policy itself serves
+        else:
+            expected = average if isinstance(schedule, Averaged) else seen[(i + 1) // 2 * 2]
+            np.testing.assert_allclose(state.previous.logits, expected, atol=1e-6)
 
 
 def test_only_trainable_leaves_move():
@@ -278,4 +282,4 @@ def test_what_is_refused():
     assert replace(three, {"responses": 2}).refuse(scored(table(), REWARDS, steps=1)) is None
     no_verifier = game(table(prompts=1), jnp.full((4, 4), 0.5), steps=1)
     assert "no verifier" in Preference(Online(annotator=Rewards()), Contrastive()).refuse(no_verifier)
-    assert "no judge" in Preference(Online(annotator=Comparisons()), Logistic()).refuse(no_verifier)
+    assert "no verifier" in Preference(Online(annotator=Comparisons()), Logistic()).refuse(no_verifier)

@@ -9,7 +9,7 @@ import numpy as np
 
 from polopt.claims.claim import Check, Claim, Side
 from polopt.claims.preferences.training import constant, logged, problems, trained
-from polopt.core.networks import Network
+from polopt.core.networks import Feedforward
 from polopt.loops.preference import Minibatches
 from polopt.loops.preference_sources import Logged
 from polopt.loops.reward_model import RewardModelling
@@ -73,7 +73,7 @@ def gold_curve(proxy, value) -> np.ndarray:
 def run(seeds: list[int]) -> dict[str, Side]:
     made = [problem(seed) for seed in seeds]
     fit = Minibatches(constant(1e-2), epochs=EPOCHS)
-    method = RewardModelling(Logged(groups=None), fit=fit, head=Network((64,), "tanh"), members=MEMBERS, tune_trunk=False)
+    method = RewardModelling(Logged(groups=None), fit=fit, head=Feedforward((64,), "tanh"), members=MEMBERS, tune_trunk=False)
     ensembles = trained(method, [task for task, _, _ in made], seeds).policies
     curves: dict[str, list] = {"single": [], "mean": [], "uncertainty": [], "worst": []}
     for i, (_, candidates, value) in enumerate(made):
