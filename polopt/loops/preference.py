@@ -25,8 +25,7 @@ from polopt.optim.adam import Adam
 from polopt.optim.trust_region import dot, gauss_newton_product, natural_direction
 from polopt.policies.language.protocol import trainable
 
-START, PREVIOUS, AVERAGE = "start", "previous", "average"
-ANCHORS = (START, PREVIOUS, AVERAGE)
+START, PREVIOUS = "start", "previous"  # the anchors' names
 
 
 class Groups(NamedTuple):
@@ -49,8 +48,8 @@ class Groups(NamedTuple):
 class Columns(NamedTuple):
     """What a link sees of B groups, (B, K) each: log pi, the same of each anchor by name, the scores, and the tokens of each response.
 
-    anchor: of the policy that the run began with ("start"), of the one this iteration began with ("previous", or an older one where it is
-    refreshed seldom), and of the moving average ("average").
+    anchor: of the policy that the run began with ("start"), and of the one that this iteration began with ("previous", or what the schedule makes
+    of that: an older one, or an average).
     """
 
     log_prob: jax.Array
@@ -87,12 +86,16 @@ class Link(Protocol):
 class Pairs(Protocol):
     """Which responses of a group are compared."""
 
+    fewest: int  # responses that a group must have
+
     def __call__(self, groups: Groups) -> Groups: ...
 
 
 @part
 class AsDrawn:
     """All K of them together, in the order they came in."""
+
+    fewest = 2
 
     def __call__(self, groups):
         return groups
@@ -101,6 +104,8 @@ class AsDrawn:
 @part
 class AllPairs:
     """Every pair of the K, the better one first."""
+
+    fewest = 2
 
     def __call__(self, groups):
         size, count = groups.score.shape
@@ -112,6 +117,8 @@ class AllPairs:
 @part
 class BestAndWorst:
     """The pair of the best and the worst of the K."""
+
+    fewest = 2
 
     def __call__(self, groups):
         which = jnp.stack([jnp.argmax(groups.score, axis=1), jnp.argmin(groups.score, axis=1)], 1)
@@ -167,10 +174,6 @@ class Source(Protocol):
     temperature: Any
 
     def refuse(self, task, link: Link) -> str | None: ...
-
-    def anchors(self) -> tuple[str, ...]:
-        """The policies that it draws from, by name, besides the current one."""
-        ...
 
     def prompts(self, task) -> Prompts: ...
 
@@ -282,14 +285,61 @@ class LeastSquares:
         return params, state, mean_loss(link, *columns_of(params, data))[1]
 
 
+# -- what "previous" means ---------------------------------------------------------------------------------------------
+
+
+class Schedule(Protocol):
+    """The policy that is called "previous"."""
+
+    kept: bool  # whether it is another one than this iteration began with, so that it has to be kept
+
+    def __call__(self, old, new, iteration):
+        """What becomes of an array of it, given the policy's after so many iterations."""
+        ...
+
+
+@part
+class EveryIteration:
+    """The one that the iteration began with."""
+
+    kept = False
+
+    def __call__(self, old, new, iteration):
+        return new
+
+
+@part
+class Refreshed:
+    """The one of some iterations ago, taken anew after every so many."""
+
+    every: int = hyper(10, at_least=1)  # iterations for which it stays
+
+    kept = True
+
+    def __call__(self, old, new, iteration):
+        return jnp.where(iteration % self.every == 0, new, old)
+
+
+@part
+class Averaged:
+    """An exponential moving average of the policy's parameters."""
+
+    decay: float = hyper(0.99, at_least=0, below=1)  # share that is kept in an iteration
+
+    kept = True
+
+    def __call__(self, old, new, iteration):
+        return self.decay * old + (1 - self.decay) * new
+
+
 # -- the method --------------------------------------------------------------------------------------------------------
 
 
 class State(eqx.Module):
-    """held: what the source keeps; slow: the anchors' policies that differ from the first and the current one, by name."""
+    """previous: the policy of this name where the schedule keeps it, else (); held: what the source keeps."""
 
     policy: Any
-    slow: dict[str, Any]
+    previous: Any
     optimiser: Any
     held: Any
     iteration: jax.Array
@@ -309,8 +359,7 @@ class Preference:
     link: Link
     fit: Fit = Minibatches()
     length_normalised: bool = False  # log-probabilities of a response are means over its tokens, not sums
-    refresh_every: int = hyper(1, at_least=1)  # iterations after which the anchor "previous" becomes the current policy
-    average_decay: float = hyper(0.99, at_least=0, below=1)  # share of the anchor "average" that is kept in an iteration
+    schedule: Schedule = EveryIteration()
     rows: int | None = hyper(None, at_least=1)  # responses scored at once, to save memory; the numbers stay. none: all
     steps_per_iteration = 1
 
@@ -330,14 +379,13 @@ class Preference:
 
     def init(self, task, key) -> State:
         params, _ = self.parted(task.model)
-        kept = {PREVIOUS} if self.refresh_every > 1 else set()
-        slow = {name: task.model for name in self.anchor_names() if name in kept | {AVERAGE}}
-        return State(task.model, slow, self.fit.init(params), self.source.init(self, task), jnp.zeros((), jnp.int32), key)
+        previous = task.model if self.schedule.kept else ()
+        return State(task.model, previous, self.fit.init(params), self.source.init(self, task), jnp.zeros((), jnp.int32), key)
 
     def step(self, task, state: State) -> tuple[State, dict[str, jax.Array]]:
         key, k_draw, k_fit = jax.random.split(state.key, 3)
         progress = jnp.clip(state.iteration / task.steps, 0.0, 1.0)
-        policies = {"current": state.policy, START: task.model, PREVIOUS: state.policy, **state.slow}
+        policies = {"current": state.policy, START: task.model, PREVIOUS: state.previous if self.schedule.kept else state.policy}
         drawn = self.source.draw(self, task, state.held, policies, k_draw)
         params, rest = self.parted(state.policy)
 
@@ -352,7 +400,7 @@ class Preference:
         anchors = {name: self.parted(policies[name])[0] for name in self.link.anchors}
         params, optimiser, metrics = self.fit(columns_of, self.link, params, state.optimiser, data, anchors, progress, k_fit)
         policy = eqx.combine(params, rest)
-        after = State(policy, self.moved(state, policy), optimiser, state.held, state.iteration + 1, key)
+        after = State(policy, self.moved(state, policy) if self.schedule.kept else (), optimiser, state.held, state.iteration + 1, key)
         return after, {**metrics, **drawn.metrics}
 
     def policy(self, state: State):
@@ -370,22 +418,8 @@ class Preference:
         sums = log_probs(policy, prompts, groups, temperature=self.source.temperature, rows=self.rows)
         return safe_divide(sums, groups.mask.sum(-1).astype(sums.dtype)) if self.length_normalised else sums
 
-    def anchor_names(self) -> tuple[str, ...]:
-        """The anchors that the link or the source needs."""
-        return tuple(name for name in ANCHORS if name in (*self.link.anchors, *self.source.anchors()))
-
-    def moved(self, state: State, policy) -> dict[str, Any]:
-        """The slow policies after an iteration."""
-        slow = dict(state.slow)
-        if PREVIOUS in slow:
-            due = (state.iteration + 1) % self.refresh_every == 0
-            slow[PREVIOUS] = self.parts_of(slow[PREVIOUS], policy, lambda old, new: jnp.where(due, new, old))
-        if AVERAGE in slow:
-            slow[AVERAGE] = self.parts_of(slow[AVERAGE], policy, lambda old, new: self.average_decay * old + (1 - self.average_decay) * new)
-        return slow
-
-    def parts_of(self, old, new, rule):
-        """The trainable leaves of two policies brought together by `rule`, the others as they are."""
-        before, rest = self.parted(old)
-        after, _ = self.parted(new)
-        return eqx.combine(jax.tree.map(rule, before, after), rest)
+    def moved(self, state: State, policy):
+        """The previous policy after an iteration: its trainable leaves by the schedule, the others as they are."""
+        old, rest = self.parted(state.previous)
+        new, _ = self.parted(policy)
+        return eqx.combine(jax.tree.map(lambda o, n: self.schedule(o, n, state.iteration + 1), old, new), rest)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
 from polopt.data.preferences import PreferenceTask
-from polopt.loops.preference import ANCHORS, START, AsDrawn, BestAndWorst, Drawn, Groups, Pairs, pick
+from polopt.loops.preference import PREVIOUS, START, AsDrawn, BestAndWorst, Drawn, Groups, Pairs, pick
 from polopt.policies.language.mixture import GeometricMixture
 from polopt.policies.language.sampling import Sampling, generate
 
@@ -38,14 +38,11 @@ class Logged:
     def refuse(self, task, link) -> str | None:
         logged = task.preferences.score.shape[1]
         built = jax.eval_shape(self.built, task).score.shape
-        if link.responses is not None and built[1] != link.responses:
-            return f"compares {link.responses} responses to a prompt, but {task.name} gives {logged}"
+        if logged < self.pairs.fewest or (link.responses is not None and built[1] != link.responses):
+            return f"compares {link.responses or 'several'} responses to a prompt, but {task.name} gives {logged}"
         if self.groups is not None and self.groups > built[0]:
             return f"learns from {self.groups} groups an iteration, but {task.name} has {built[0]}. Set fewer groups"
         return None
-
-    def anchors(self) -> tuple[str, ...]:
-        return ()
 
     def prompts(self, task):
         return task.preferences.prompts
@@ -74,12 +71,8 @@ class Logged:
 class Sampler(Protocol):
     """What draws a response."""
 
-    def anchors(self) -> tuple[str, ...]:
-        """The policies that it needs by name, besides the current one."""
-        ...
-
     def __call__(self, policies: dict[str, Any]) -> Any:
-        """A LanguagePolicy from the policies by name."""
+        """A LanguagePolicy from the policies called "current", "start" and "previous"."""
         ...
 
 
@@ -87,10 +80,7 @@ class Sampler(Protocol):
 class Draws:
     """One policy, by name."""
 
-    policy: str = hyper("current", choices=("current", *ANCHORS))  # the current one, the first, the previous, or the moving average
-
-    def anchors(self):
-        return () if self.policy == "current" else (self.policy,)
+    policy: str = hyper("current", choices=("current", START, PREVIOUS))  # the current one, the first, or the previous in the schedule's sense
 
     def __call__(self, policies):
         return policies[self.policy]
@@ -101,9 +91,6 @@ class Mixture:
     """The geometric mixture of the current and the first policy, token by token: log pi^a = (1 - a) log pi + a log pi_ref - log Z."""
 
     share: float = hyper(0.5, at_least=0, at_most=1)  # a: the exponent of the first policy
-
-    def anchors(self):
-        return (START,)
 
     def __call__(self, policies):
         return GeometricMixture(policies["current"], policies[START], self.share)
@@ -144,32 +131,45 @@ class Rewards:
 
 @part
 class Comparisons:
-    """The share of the group's other responses that a response wins against, by a judge.
+    """The share of the group's other responses that a response wins against: the one with the higher reward wins, and equal ones win half."""
 
-    Without a judge the one with the higher reward wins, and equal ones win half.
-    """
+    sampled: bool = True  # equal ones win or lose at random; false: half counts
 
-    judge: Judge | None = None
+    def refuse(self, task) -> str | None:
+        return None if task.verifier is not None else "compares responses by their rewards, but the task has no verifier"
+
+    def __call__(self, task, groups, key):
+        reward = rewards(task, groups)
+        return win_shares(lambda a, b: 0.5 + 0.5 * jnp.sign(reward[:, a] - reward[:, b]), groups, key, self.sampled)
+
+
+@part
+class Judged:
+    """The same by a judge's probabilities."""
+
+    judge: Judge
     sampled: bool = True  # a comparison is won or lost at random; false: its probability counts
 
     def refuse(self, task) -> str | None:
-        known = self.judge is not None or task.verifier is not None
-        return None if known else "compares responses, but has no judge and the task has no verifier"
+        return None
 
     def __call__(self, task, groups, key):
-        size, count = groups.mask.shape[:2]
-        first, second = jnp.triu_indices(count, 1)
-        if self.judge is None:
-            reward = rewards(task, groups)
-            wins = 0.5 + 0.5 * jnp.sign(reward[:, first] - reward[:, second])
-        else:
+        def wins(first, second):
             flat = lambda x, which: x[:, which].reshape(-1, x.shape[-1])  # noqa: E731
             a, b = ((flat(groups.tokens, which), flat(groups.mask, which)) for which in (first, second))
-            wins = self.judge(task.prompts, jnp.repeat(groups.index, first.shape[0]), *a, *b).reshape(size, -1)
-        if self.sampled:
-            wins = jnp.where(jnp.isfinite(wins), (jax.random.uniform(key, wins.shape) < wins).astype(wins.dtype), wins)
-        total = jnp.zeros((size, count), wins.dtype).at[:, first].add(wins).at[:, second].add(1 - wins)
-        return total / (count - 1)
+            return self.judge(task.prompts, jnp.repeat(groups.index, first.shape[0]), *a, *b).reshape(-1, first.shape[0])
+
+        return win_shares(wins, groups, key, self.sampled)
+
+
+def win_shares(wins, groups: Groups, key, sampled: bool) -> jax.Array:
+    """(B, K): each response's share of wins over the others, from `wins(a, b)`, the probabilities (B, n) that responses a (n,) beat b (n,)."""
+    size, count = groups.mask.shape[:2]
+    first, second = jnp.triu_indices(count, 1)
+    won = wins(first, second)
+    if sampled:
+        won = jnp.where(jnp.isfinite(won), (jax.random.uniform(key, won.shape) < won).astype(won.dtype), won)
+    return jnp.zeros((size, count), won.dtype).at[:, first].add(won).at[:, second].add(1 - won) / (count - 1)
 
 
 @part
@@ -200,9 +200,6 @@ class Online:
         if link.responses is not None and compared != link.responses:
             return f"compares {link.responses} responses to a prompt, but is given {compared}. Set another number of responses, or build pairs"
         return self.annotator.refuse(task)
-
-    def anchors(self) -> tuple[str, ...]:
-        return (*self.sampler.anchors(), *self.opponent.anchors())
 
     def prompts(self, task):
         return task.prompts

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from polopt.core.networks import Feedforward, Linear, Network, Torso
+from polopt.core.networks import Feedforward, Linear, Torso
 from polopt.core.parts import hyper, part
 from polopt.data.prompts import Graded
 from polopt.loops.preference import AllPairs, Columns, Data, Fit, Groups, Link, Minibatches
@@ -115,7 +115,7 @@ class RewardModelling:
     source: Logged = Logged(pairs=AllPairs())
     link: Link = BradleyTerry()
     fit: Fit = Minibatches(Adam(learning_rate=1e-5, max_grad_norm=1.0, epsilon=1e-8))
-    head: Feedforward = Network(())
+    head: Feedforward = Feedforward(())
     members: int = hyper(1, at_least=1)  # k: models in the ensemble
     aggregate: Aggregate = First()
     tune_trunk: bool = True  # the trunk learns with the head, a copy for each member; false: the heads alone

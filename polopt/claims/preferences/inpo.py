@@ -8,7 +8,7 @@ from polopt.claims.claim import Check, Claim, Side
 from polopt.claims.preferences.training import Table, constant, game, side, trained
 from polopt.envs.exact import preferences
 from polopt.loops.preference import LeastSquares, Minibatches, Preference
-from polopt.loops.preference_sources import Comparisons, Online
+from polopt.loops.preference_sources import Judged, Online
 from polopt.methods.preferences.dpo import Logistic
 from polopt.methods.preferences.inpo import TwoAnchors
 from polopt.policies.language.tabular import TabularPolicy
@@ -36,7 +36,7 @@ def observe(task, state):
 def run(seeds: list[int]) -> dict[str, Side]:
     tasks = [task_of(seed) for seed in seeds]
     first = np.array([float(gap(task, jax.nn.log_softmax(task.model.logits[0]))) for task in tasks])
-    source = Online(prompts_drawn=PAIRS, annotator=Comparisons(Table()))
+    source = Online(prompts_drawn=PAIRS, annotator=Judged(Table()))
     methods = {
         "INPO": Preference(source, TwoAnchors(ETA, TAU / ETA), LeastSquares(1e-3)),
         "DPO": Preference(source, Logistic(beta=1.0), Minibatches(constant(0.05), epochs=REFIT)),

@@ -11,7 +11,7 @@ from polopt.claims.preferences.training import Table, constant, game, log_probs,
 from polopt.envs.exact import preferences
 from polopt.envs.exact.sequences import kl
 from polopt.loops.preference import Minibatches, Preference
-from polopt.loops.preference_sources import Comparisons, Mixture, Online
+from polopt.loops.preference_sources import Judged, Mixture, Online
 from polopt.methods.preferences.nash_md import AgainstOpponent, mirror_step, step_size
 from polopt.policies.language.tabular import TabularPolicy
 
@@ -70,7 +70,7 @@ def run(seeds: list[int]) -> dict[str, Side]:
     share = (distances / bound[None]).max(1)
 
     tasks = [game(TabularPolicy(log_mu[None]), P, steps=UPDATES) for P, log_mu in games]
-    source = Online(prompts_drawn=PAIRS, opponent=Mixture(0.125), annotator=Comparisons(Table(), sampled=False))
+    source = Online(prompts_drawn=PAIRS, opponent=Mixture(0.125), annotator=Judged(Table(), sampled=False))
     method = Preference(source, AgainstOpponent(TAU), Minibatches(constant(0.01)))
     last = log_probs(trained(method, tasks, seeds).policies)
     sampled = np.array([float(preferences.duality_gap(P, log_p, log_mu, TAU)) for (P, log_mu), log_p in zip(games, last)])

@@ -10,7 +10,7 @@ from polopt.core.parts import hyper, part
 from polopt.envs.exact import preferences
 from polopt.envs.exact.sequences import expected
 from polopt.loops.preference import PREVIOUS, AllPairs, LeastSquares, Minibatches, Preference
-from polopt.loops.preference_sources import Comparisons, Online, rewards
+from polopt.loops.preference_sources import Judged, Online, rewards
 from polopt.methods.preferences.dpo import Logistic
 from polopt.methods.preferences.rebel import RelativeReward
 from polopt.policies.language.log_linear import LogLinearPolicy
@@ -82,7 +82,7 @@ def average_exploitability(seeds: list[int]) -> Side:
     """REBEL on rock, paper, scissors, from a random policy, with its win rate against a sample of itself as reward."""
     P = preferences.rock_paper_scissors(0.9)
     first = [TabularPolicy(jax.random.normal(jax.random.key(seed), (1, 3))) for seed in seeds]
-    source = Online(prompts_drawn=GAMES["pairs"], annotator=Comparisons(Table()))
+    source = Online(prompts_drawn=GAMES["pairs"], annotator=Judged(Table()))
     method = Preference(source, RelativeReward(GAMES["eta"]), LeastSquares(1e-2))
     tasks = [game(policy, P, steps=GAMES["iterations"]) for policy in first]
     log_p = trained(method, tasks, seeds, lambda task, state: {"log_probs": state.policy.log_probs()[0]}).observed["log_probs"]

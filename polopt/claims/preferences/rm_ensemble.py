@@ -9,14 +9,14 @@ import numpy as np
 
 from polopt.claims.claim import Check, Claim, Side
 from polopt.claims.preferences.training import constant, logged, problems, trained
-from polopt.core.networks import Network
+from polopt.core.networks import Feedforward
 from polopt.loops.preference import Minibatches
 from polopt.loops.preference_sources import Logged
 from polopt.loops.reward_model import RewardModelling
 from polopt.methods.preferences.rm_ensemble import Mean, Uncertainty, Worst, best_of_n, best_of_n_kl
 
 INPUTS, HIDDEN, PAIRS, FLIPPED = 6, 16, 200, 0.25
-MEMBERS, EPOCHS, MINIBATCHES = 5, 60, 5
+MEMBERS, EPOCHS = 5, 300
 CANDIDATES, PROMPTS, WIDE = 4096, 20, 0.05
 COUNTS = 2 ** np.arange(13)
 END, DROP = "gold reward of best of 4096", "fall from the best n"
@@ -35,7 +35,7 @@ class Points(eqx.Module):
 
 def gold(draw):
     """The true reward: a random network, less a price for being far from everything."""
-    A, a = draw.standard_normal((INPUTS, HIDDEN)) / np.sqrt(INPUTS), draw.standard_normal(HIDDEN) / np.sqrt(HIDDEN)
+    A, a = draw.standard_normal((INPUTS, HIDDEN)) / np.sqrt(INPUTS), draw.standard_normal(HIDDEN)
     return lambda z: np.tanh(z @ A) @ a - 0.3 * np.maximum((z**2).mean(-1) - 1.8, 0)
 
 
@@ -72,8 +72,8 @@ def gold_curve(proxy, value) -> np.ndarray:
 
 def run(seeds: list[int]) -> dict[str, Side]:
     made = [problem(seed) for seed in seeds]
-    fit = Minibatches(constant(1e-2), epochs=EPOCHS, minibatches=MINIBATCHES)
-    method = RewardModelling(Logged(groups=None), fit=fit, head=Network((64,), "tanh"), members=MEMBERS, tune_trunk=False)
+    fit = Minibatches(constant(1e-2), epochs=EPOCHS)
+    method = RewardModelling(Logged(groups=None), fit=fit, head=Feedforward((64,), "tanh"), members=MEMBERS, tune_trunk=False)
     ensembles = trained(method, [task for task, _, _ in made], seeds).policies
     curves: dict[str, list] = {"single": [], "mean": [], "uncertainty": [], "worst": []}
     for i, (_, candidates, value) in enumerate(made):
@@ -85,7 +85,8 @@ def run(seeds: list[int]) -> dict[str, Side]:
     sides = {}
     for name, rows in curves.items():
         y = np.stack(rows)
-        numbers = {END: y[:, -1], DROP: y.max(1) - y[:, -1]}
+        peak = y.mean(0).argmax()  # the n at which the mean over seeds is highest: the best of each seed would rise with the noise
+        numbers = {END: y[:, -1], DROP: y[:, peak] - y[:, -1]}
         sides[name] = Side({"members": MEMBERS, "aggregate": name}, numbers, {"gold reward": (best_of_n_kl(COUNTS), y, "KL of best-of-n")})
     return sides
 
@@ -96,7 +97,7 @@ CLAIM = Claim(
     "not, and ends higher.",
     baseline="a single reward model: the mean over the five members, each by itself; the members' mean and mean - .5 variance beside it",
     task="points of 6 numbers, gold reward a random tanh network less a price of distance; 200 pairs with 25 % flipped; five tanh networks of 64 "
-    "units, Adam .01, 300 steps; 20 x 4096 candidates of which 5 % are three times as wide; all rewards standardised",
+    "units, Adam .01, 300 full batches; 20 x 4096 candidates of which 5 % are three times as wide; all rewards standardised",
     run=run,
     checks=(
         Check(END, "worst", over="single", above=0.25),

@@ -38,17 +38,13 @@ class Logistic:
 
     beta: float = hyper(0.1, above=0)  # strength of the KL penalty that the policy is the optimum of
     label_smoothing: float = hyper(0.0, at_least=0, below=0.5)  # eps: the share of labels taken to be wrong
-    anchor: str = hyper(START, choices=(START, "previous", "average"))  # the reference
 
+    anchors = (START,)
     responses = 2
-
-    @property
-    def anchors(self):
-        return (self.anchor,)
 
     def __call__(self, columns):
         label = 0.5 + columns.order * (0.5 - self.label_smoothing)
-        return logistic(self.beta * first_over_second(columns, self.anchor), label)
+        return logistic(self.beta * first_over_second(columns), label)
 
 
 @composition

@@ -32,6 +32,8 @@ from polopt.objectives.preferences import prospect
 class LabelledAndMismatched:
     """Each response by itself with the label 1 or 0, beside it the response of the next row, which answers another prompt."""
 
+    fewest = 1
+
     def __call__(self, groups):
         size, count = groups.score.shape
         best = jnp.argmax(groups.score, axis=1)

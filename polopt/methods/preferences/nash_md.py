@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
-from polopt.loops.preference import AVERAGE, START, Minibatches, Preference
+from polopt.loops.preference import PREVIOUS, START, Averaged, Minibatches, Preference
 from polopt.loops.preference_sources import Comparisons, Draws, Mixture, Online
 from polopt.methods.registry import composition
 
@@ -69,4 +69,5 @@ def nash_md(task: LanguageTask | None = None) -> Preference:
 @composition
 def ema(task: LanguageTask | None = None) -> Preference:
     """Nash-EMA-PG: against a moving average of the policy."""
-    return Preference(Online(opponent=Draws(AVERAGE), annotator=Comparisons(sampled=False)), AgainstOpponent(), Minibatches(), average_decay=0.999)
+    source = Online(opponent=Draws(PREVIOUS), annotator=Comparisons(sampled=False))
+    return Preference(source, AgainstOpponent(), Minibatches(), schedule=Averaged(0.999))

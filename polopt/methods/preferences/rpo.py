@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
-from polopt.loops.preference import Preference
+from polopt.loops.preference import START, Preference
 from polopt.loops.preference_sources import Logged
 from polopt.methods.preferences.dpo import Logistic
 from polopt.methods.registry import composition
@@ -33,11 +33,8 @@ class LogisticAndLikelihood:
     eta: float = hyper(0.005, at_least=0)  # weight of the likelihood; 0 is DPO
     average: bool = False  # the likelihood is a mean over tokens, without the factor beta
 
+    anchors = (START,)
     responses = 2
-
-    @property
-    def anchors(self):
-        return self.preference.anchors
 
     def __call__(self, columns):
         chosen = columns.log_prob[:, 0]

@@ -22,7 +22,7 @@ def columns(log_prob, score, *, length=None, **anchor) -> Columns:
 
 def pair(h, order=1, **anchor) -> Columns:
     """One pair with the margin h beside anchors at 0, the first better where order is 1."""
-    anchor = anchor or {"start": 0.0, "previous": 0.0, "average": 0.0}
+    anchor = anchor or {"start": 0.0, "previous": 0.0}
     return columns(jnp.stack([jnp.asarray(h, float), jnp.zeros(())])[None], [[0.5 + 0.5 * order, 0.5 - 0.5 * order]], **anchor)
 
 

@@ -73,7 +73,7 @@ def test_exo_is_the_reverse_of_the_forward_kl():
     a, b = jnp.array([[0.3, -1.0, 0.7]]), jnp.array([[1.0, 0.2, 0.1]])
     p, q = jax.nn.softmax(a), jax.nn.softmax(b)
     np.testing.assert_allclose(reverse_kl(a, jnp.log(q)), (p * jnp.log(p / q)).sum(), rtol=1e-5)
-    assert reverse_kl(a, jnp.log(q))[0] != pytest.approx(reverse_kl(b, jnp.log(p))[0], rel=1e-3)
+    assert abs(reverse_kl(a, jnp.log(q)) - reverse_kl(b, jnp.log(p)))[0] > 1e-2
 
 
 # -- CoPG --------------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_copg_contains_ipo():
     """Oracle 2: with R(y_w) - R(y_l) = 1/2 it is beta^2 / 2 times IPO with tau = beta."""
     beta, h = 0.3, 1.7
     halves = columns([[h, 0.0]], [[0.5, 0.0]], start=0.0)
-    np.testing.assert_allclose(Contrastive(beta)(halves), beta**2 / 2 * Squared(beta)(pair(h)), rtol=1e-6)
+    np.testing.assert_allclose(Contrastive(beta)(halves), beta**2 / 2 * Squared(beta)(pair(h)), rtol=1e-4)
 
 
 def test_copgs_gradient_is_rloo():

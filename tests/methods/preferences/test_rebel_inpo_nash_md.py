@@ -11,7 +11,7 @@ from polopt.claims.preferences.rebel import Clipped
 from polopt.claims.preferences.training import Table, game
 from polopt.envs.exact import preferences, sequences
 from polopt.loops.preference import LeastSquares, Minibatches, Preference
-from polopt.loops.preference_sources import Comparisons, Mixture, Online
+from polopt.loops.preference_sources import Judged, Mixture, Online
 from polopt.methods.preferences.inpo import TwoAnchors
 from polopt.methods.preferences.ipo import Squared
 from polopt.methods.preferences.nash_md import AgainstOpponent, mirror_step, step_size
@@ -21,7 +21,7 @@ from polopt.policies.language.tabular import TabularPolicy
 from tests.methods.preferences.helpers import all_pairs, columns, least_squares, pair
 
 REWARDS = jnp.array([0.0, 1.0, 2.0])
-CYCLE = jnp.asarray(preferences.rock_paper_scissors(0.9), jnp.float32)
+CYCLE = jnp.asarray(preferences.rock_paper_scissors(0.9).T, jnp.float32)  # the first beats the second
 
 
 # -- REBEL -------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_inpo_trains_by_exact_steps():
     """With very many pairs the loop's least-squares step is the mirror step."""
     tau, eta, first = 0.2, 0.5, jnp.array([[0.6, 0.0, -0.4]])
     task = game(TabularPolicy(first), CYCLE, steps=1)
-    method = Preference(Online(prompts_drawn=100_000, annotator=Comparisons(Table())), TwoAnchors(eta, tau / eta), LeastSquares(1e-4))
+    method = Preference(Online(prompts_drawn=100_000, annotator=Judged(Table())), TwoAnchors(eta, tau / eta), LeastSquares(1e-4))
     state, _ = jax.jit(method.step)(task, method.init(task, jax.random.key(0)))
     pi = jax.nn.softmax(first[0])
     expected = jax.nn.log_softmax(first[0] + CYCLE @ pi / eta)  # pi_t = pi_ref
@@ -213,7 +213,7 @@ def test_nash_md_draws_the_opponent_from_the_mixture():
     """With a = 1 the second response comes from the first policy, however far the current one has moved."""
     sure = lambda k: TabularPolicy(20.0 * jax.nn.one_hot(jnp.array([k]), 3))  # noqa: E731
     task = game(sure(0), CYCLE, steps=1)
-    source = Online(prompts_drawn=8, opponent=Mixture(1.0), annotator=Comparisons(Table(), sampled=False))
+    source = Online(prompts_drawn=8, opponent=Mixture(1.0), annotator=Judged(Table(), sampled=False))
     method = Preference(source, AgainstOpponent(0.1), Minibatches())
     drawn = method.source.draw(method, task, (), {"current": sure(2), "start": task.model}, jax.random.key(0))
     assert (drawn.groups.tokens[:, 0] == 2).all() and (drawn.groups.tokens[:, 1] == 0).all()
