@@ -55,7 +55,7 @@ format: setup
 lock:
 	rm -rf .cache/lock && "$(PYTHON)" -m venv .cache/lock
 	.cache/lock/bin/python -m pip install --disable-pip-version-check torch==2.13.0
-	.cache/lock/bin/python -m pip install --disable-pip-version-check torch==2.13.0 ".[mujoco,envpool,export,video,tensorboard,data,dev]" $(LOCK_OPTIONS)
+	.cache/lock/bin/python -m pip install --disable-pip-version-check torch==2.13.0 ".[mujoco,envpool,export,video,tensorboard,data,language,dev]" $(LOCK_OPTIONS)
 	.cache/lock/bin/python -m pip uninstall --yes --quiet polopt
 	{ echo "# The versions that make installs, made by 'make lock'."; \
 	  .cache/lock/bin/python -m pip freeze | sed -E 's/\+[a-z0-9]+$$//' | LC_ALL=C sort -f; } > requirements.lock
