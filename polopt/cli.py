@@ -459,8 +459,10 @@ def compare(argv: list[str]) -> int:
 
         env: str | None = None
         """the environment, when methods are given"""
+        data: str | None = None
+        """logged data from which the methods learn; --env is then what they are evaluated on"""
         steps: int = 500_000
-        """environment steps a seed, when methods are given"""
+        """environment steps a seed, when methods are given; updates where data are given"""
         seeds: int = 5
         """how many seeds, when methods are given"""
         out: str | None = None
@@ -485,12 +487,13 @@ def compare(argv: list[str]) -> int:
     else:
         if options.env is None:
             missing = next(word for word in words if not (pathlib.Path(word) / "run.json").exists())
-            example = f"polopt compare {' '.join(words)} --env CartPole-v1"
+            example = f"polopt compare {' '.join(words)}{f' --data {options.data}' if options.data else ''} --env CartPole-v1"
             raise ValueError(f"{missing} is not a run's folder. To compare methods say on what, for example: {example}")
         for word in words:
             registry.load(word)
         out = pathlib.Path(options.out or f"runs/compare-{options.env.replace('/', '-').replace(':', '-')}")
-        runs = train_all(words, options.env, out, steps=options.steps, seeds=options.seeds, quiet=options.quiet, command=_command("compare", argv))
+        plan = dict(data=options.data, steps=options.steps, seeds=options.seeds, quiet=options.quiet)
+        runs = train_all(words, options.env, out, **plan, command=_command("compare", argv))
         if runs[-1].status["state"] == "interrupted":
             return _finish(runs[-1], options.quiet)
         options.html = options.html or str(out / "report.html")

@@ -29,24 +29,30 @@ class Block(eqx.Module):
     """Attention and a hidden layer of four times the width, each with a norm before it and a sum around it."""
 
     norms: tuple[LayerNorm, LayerNorm]
-    attend: Linear
+    ask: Linear
+    key: jax.Array
+    value: Linear
     project: Linear
     widen: Linear
     narrow: Linear
     heads: int = eqx.field(static=True)
 
     def __init__(self, width: int, heads: int, key):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 6)
         self.norms = (LayerNorm(width), LayerNorm(width))
-        self.attend, self.project = Linear(width, 3 * width, keys[0], 1.0), Linear(width, width, keys[1], 0.2)
-        self.widen, self.narrow = Linear(width, 4 * width, keys[2]), Linear(4 * width, width, keys[3], 0.2)
+        self.ask, self.value = Linear(width, width, keys[0], 1.0), Linear(width, width, keys[1], 1.0)
+        # A bias of the keys would change nothing: its gradient is rounding, which Adam would blow up to whole steps.
+        self.key = jax.nn.initializers.orthogonal(1.0)(keys[2], (width, width))
+        self.project = Linear(width, width, keys[3], 0.2)
+        self.widen, self.narrow = Linear(width, 4 * width, keys[4]), Linear(4 * width, width, keys[5], 0.2)
         self.heads = heads
 
     def __call__(self, x, allowed):
         """x (time, width); allowed (time, time), true where a row may look at a column."""
         time, width = x.shape
-        parts = jax.vmap(lambda y: self.attend(self.norms[0](y)))(x)
-        query, keys, value = (y.reshape(time, self.heads, width // self.heads) for y in jnp.split(parts, 3, axis=-1))
+        normed = jax.vmap(self.norms[0])(x)
+        parts = jax.vmap(self.ask)(normed), normed @ self.key, jax.vmap(self.value)(normed)
+        query, keys, value = (y.reshape(time, self.heads, width // self.heads) for y in parts)
         scores = jnp.einsum("qhd,khd->hqk", query, keys) / math.sqrt(width // self.heads)
         weights = jax.nn.softmax(jnp.where(allowed[None], scores, -1e30), axis=-1)
         mixed = jnp.einsum("hqk,khd->qhd", weights, value).reshape(time, width)

@@ -8,22 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from polopt.data.dataset import DataTask
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.run import records
+from polopt.run.data import load_data
 from polopt.run.run import Run, RunError, compose, fit, summary
 from polopt.run.statistics import probability_of_improvement
 
 
-def train_all(methods: list[str], env: str, out: str | os.PathLike, **options) -> list[Run]:
+def train_all(methods: list[str], env: str, out: str | os.PathLike, *, data: str | None = None, **options) -> list[Run]:
     """One run of each method on the same environment, seeds and steps, in folders of `out` named by method.
+
+    With `data` every method learns from these, and is evaluated on the environment.
 
     What would be refused later is refused before anything is trained. When a run is interrupted it is the last one returned.
     """
     if len(set(methods)) != len(methods):
         raise RunError(f"The methods {', '.join(methods)} are not all different. Name each one once.")
     _at_least_two(methods)
-    task = ControlTask(make(env), options.get("steps", 1))
+    environment, steps = make(env), options.get("steps", 1)
+    task = ControlTask(environment, steps) if data is None else DataTask(load_data(data, environment), steps, environment)
+    given = {"env": env} if data is None else {"data": data, "evaluate_on": env}
     folders = [Path(out) / method.replace(":", "-") for method in methods]
     for method, folder in zip(methods, folders):
         compose(method, task, {})
@@ -31,7 +37,7 @@ def train_all(methods: list[str], env: str, out: str | os.PathLike, **options) -
             raise RunError(f"{folder} holds a run already. Give another folder with --out, or compare the runs that are there by their folders.")
     runs = []
     for method, folder in zip(methods, folders):
-        runs.append(fit(method, env, out=folder, **options))
+        runs.append(fit(method, out=folder, **given, **options))
         if runs[-1].status["state"] == "interrupted":
             break
     return runs

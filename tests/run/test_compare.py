@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import polopt
+from polopt.data import files
 from polopt.run import compare
+from polopt.run.collect import collect
 from polopt.run.compare import comparison
 from polopt.run.training import Training
 from tests.runs import ONE_PASS, PLAN, as_interrupted, finished, lines, one_sentence, polopt_says
@@ -64,6 +66,21 @@ def test_methods_are_trained_and_compared(capsys, tmp_path, small):
     assert code == 2 and f"{out / 'a2c'} holds a run already" in one_sentence(err)
     code, again, _ = polopt_says(capsys, "compare", out / "a2c", out / "reinforce")
     assert code == 0 and again == said.rpartition("report: ")[0]
+
+
+def test_methods_are_compared_on_data(capsys, tmp_path, monkeypatch):
+    path = files.write(collect("random", "probe:action", steps=60), tmp_path / "d.npz")
+    whole, sizes = compare.fit, {"batch_size": 4, "updates": 4, "evaluations": 1, "episodes": 2, "final_episodes": 2}
+    monkeypatch.setattr(compare, "fit", lambda *args, **given: whole(*args, **given, **sizes, rule__network__hidden=(4,)))
+    words = ["compare", "bc", "rvs", "--data", path, "--steps", 8, "--seeds", 2, "--quiet", "--out", tmp_path / "both"]
+    code, said, err = polopt_says(capsys, *words, "--env", "probe:action")
+    assert (code, err) == (0, "") and "beats bc with probability" in said
+    for name in ("bc", "rvs"):
+        assert json.loads((tmp_path / "both" / name / "run.json").read_text())["data"]["source"] == str(path)
+    code, _, err = polopt_says(capsys, *words)
+    assert code == 2 and f"--data {path} --env" in one_sentence(err)
+    code, _, err = polopt_says(capsys, "compare", "bc", "ppo", "--data", path, "--env", "probe:action", "--out", tmp_path / "other")
+    assert code == 2 and "The method ppo needs an environment" in one_sentence(err)
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(capsys, tmp_path, monkeypatch):
