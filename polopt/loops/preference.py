@@ -177,6 +177,10 @@ class Source(Protocol):
 
     def prompts(self, task) -> Prompts: ...
 
+    def count(self, task) -> int:
+        """The groups of an iteration, as the link compares them."""
+        ...
+
     def init(self, loop: Preference, task) -> Any: ...
 
     def draw(self, loop: Preference, task, held, policies: dict[str, Any], key) -> Drawn: ...
@@ -188,7 +192,9 @@ class Source(Protocol):
 class Fit(Protocol):
     """How the policy's trainable leaves move on an iteration's groups."""
 
-    def refuse(self, link: Link) -> str | None: ...
+    def refuse(self, link: Link, groups: int) -> str | None:
+        """Why it cannot fit the link to so many groups an iteration."""
+        ...
 
     def init(self, params) -> Any: ...
 
@@ -228,7 +234,9 @@ class Minibatches:
     epochs: int = hyper(1, at_least=1)  # passes over an iteration's groups
     minibatches: int = hyper(1, at_least=1)  # steps in a pass
 
-    def refuse(self, link) -> str | None:
+    def refuse(self, link, groups) -> str | None:
+        if groups < self.minibatches:
+            return f"cannot split {groups} groups an iteration into {self.minibatches} minibatches. Set fewer minibatches"
         return None
 
     def init(self, params):
@@ -258,7 +266,7 @@ class LeastSquares:
     steps: int = hyper(1, at_least=1)  # Gauss-Newton steps; one is exact for tables and log-linear policies
     iterations: int = hyper(30, at_least=1)  # of conjugate gradients in a step
 
-    def refuse(self, link) -> str | None:
+    def refuse(self, link, groups) -> str | None:
         return None if hasattr(link, "residual") else f"solves least squares, but the loss {type(link).__name__} is not a square; take Minibatches"
 
     def init(self, params):
@@ -375,7 +383,7 @@ class Preference:
 
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
-        return self.fit.refuse(self.link) or self.source.refuse(task, self.link)
+        return self.source.refuse(task, self.link) or self.fit.refuse(self.link, self.source.count(task))
 
     def init(self, task, key) -> State:
         params, _ = self.parted(task.model)

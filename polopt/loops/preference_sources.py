@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,6 @@ from polopt.policies.language.mixture import GeometricMixture
 from polopt.policies.language.sampling import Sampling, generate
 
 # -- a log -------------------------------------------------------------------------------------------------------------
-
-
-class Held(NamedTuple):
-    """All groups of a log, and the column of the first policy where the link asks for it."""
-
-    groups: Groups
-    anchor: dict[str, jax.Array]
 
 
 @part
@@ -47,20 +40,24 @@ class Logged:
     def prompts(self, task):
         return task.preferences.prompts
 
+    def count(self, task) -> int:
+        return jax.eval_shape(self.built, task).index.shape[0] if self.groups is None else self.groups
+
     def built(self, task) -> Groups:
         """All groups, as the link compares them."""
         log = task.preferences
         everything = Groups(jnp.arange(log.score.shape[0]), jnp.asarray(log.responses), jnp.asarray(log.mask), jnp.asarray(log.score))
         return self.pairs(everything)
 
-    def init(self, loop, task) -> Held:
-        groups = self.built(task)
-        return Held(groups, {START: loop.log_probs(task, task.model, groups)} if START in loop.link.anchors else {})
+    def init(self, loop, task) -> dict[str, jax.Array]:
+        """The column of the first policy where the link asks for it."""
+        return {START: loop.log_probs(task, task.model, self.built(task))} if START in loop.link.anchors else {}
 
     def draw(self, loop, task, held, policies, key) -> Drawn:
-        n = held.groups.index.shape[0]
+        built = self.built(task)
+        n = built.index.shape[0]
         chosen = jnp.arange(n) if self.groups is None else pick(key, n, self.groups)
-        groups, anchor = jax.tree.map(lambda x: x[chosen], (held.groups, held.anchor))
+        groups, anchor = jax.tree.map(lambda x: x[chosen], (built, held))
         others = {name: loop.log_probs(task, policies[name], groups) for name in loop.link.anchors if name != START}
         return Drawn(groups, anchor | others, {"score": jnp.mean(groups.score)})
 
@@ -193,16 +190,21 @@ class Online:
         return self.sampling.temperature
 
     def refuse(self, task, link) -> str | None:
-        count = self.responses
-        one = jax.ShapeDtypeStruct
-        drawn = Groups(one((1,), int), one((1, count, 1), int), one((1, count, 1), bool), one((1, count), float))
-        compared = jax.eval_shape(self.pairs, drawn).score.shape[1]
+        compared = self.built().score.shape[1]
         if link.responses is not None and compared != link.responses:
             return f"compares {link.responses} responses to a prompt, but is given {compared}. Set another number of responses, or build pairs"
         return self.annotator.refuse(task)
 
     def prompts(self, task):
         return task.prompts
+
+    def built(self):
+        """The shapes of an iteration's groups, as the link compares them, with responses of one token."""
+        shape, one = (self.prompts_drawn, self.responses), jax.ShapeDtypeStruct
+        return jax.eval_shape(self.pairs, Groups(one(shape[:1], int), one((*shape, 1), int), one((*shape, 1), bool), one(shape, float)))
+
+    def count(self, task) -> int:
+        return self.built().index.shape[0]
 
     def init(self, loop, task):
         return ()

@@ -135,7 +135,7 @@ class RewardModelling:
         """Why this method cannot take the task; None when it can."""
         if not hasattr(task.model, "embed"):
             return f"reads responses by the model's `embed`, which {type(task.model).__name__} does not have"
-        return self.fit.refuse(self.link) or self.source.refuse(task, self.link)
+        return self.source.refuse(task, self.link) or self.fit.refuse(self.link, self.source.count(task))
 
     def init(self, task, key) -> State:
         k_members, key = jax.random.split(key)

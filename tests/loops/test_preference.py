@@ -110,13 +110,13 @@ def test_logged_pairs_with_a_frozen_reference():
     task = log_of_pairs(pairs=12)
     method = Preference(Logged(groups=None), Logistic(0.3), Minibatches(Adam(learning_rate=0.1)))
     state = method.init(task, jax.random.key(0))
-    held = state.held.anchor["start"]
+    held = state.held["start"]
     step = jax.jit(method.step)
     state, metrics = step(task, state)
     zero = np.zeros(12)
     assert metrics["loss"] == pytest.approx(float(dpo(zero, zero, zero, zero, 0.3).mean()))
     state, metrics = step(task, state)
-    np.testing.assert_array_equal(state.held.anchor["start"], held)
+    np.testing.assert_array_equal(state.held["start"], held)
     log = task.preferences
     now = log_probs(state.policy, log.prompts, Groups(jnp.arange(12), log.responses, log.mask, log.score))
     _, metrics = step(task, state)
@@ -277,6 +277,9 @@ def test_what_is_refused():
     alone = dataclasses.replace(task, preferences=single)
     assert "compares 2 responses to a prompt, but an exact problem gives 1" in Preference(Logged(groups=8), Logistic()).refuse(alone)
     assert "is not a square" in Preference(Logged(groups=8), Logistic(), LeastSquares()).refuse(task)
+    assert "cannot split 8 groups an iteration into 9" in Preference(Logged(groups=8), Logistic(), Minibatches(minibatches=9)).refuse(task)
+    paired = Preference(Online(prompts_drawn=2, responses=3, pairs=AllPairs()), Logistic(), Minibatches(minibatches=7))
+    assert "cannot split 6 groups" in paired.refuse(scored(table(), REWARDS, steps=1))
     three = Preference(Online(responses=3), Logistic())
     assert "compares 2 responses to a prompt, but is given 3" in three.refuse(scored(table(), REWARDS, steps=1))
     assert replace(three, {"responses": 2}).refuse(scored(table(), REWARDS, steps=1)) is None
