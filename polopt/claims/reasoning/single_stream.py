@@ -94,7 +94,7 @@ CLAIM = Claim(
         Check(SPEED, "SPO", above=3.0),
     ),
     seconds=15,
-    analysis="All that the entry asks holds. A stricter baseline was added: GRPO whose prompts come in shuffled epochs, as trainers draw them, and "
+    analysis="All holds but one check. A stricter baseline is there too: GRPO whose prompts come in shuffled epochs, as trainers draw them, and "
     "not independently. It closes three quarters of the gap (.892 half-way, against .859 and SPO's .904), so most of the gain over the other is "
     "that no prompt is missed for long; what remains is .011 with an interval from -.002 to .026, too little for ten seeds.",
 )
