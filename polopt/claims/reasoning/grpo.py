@@ -54,8 +54,8 @@ CLAIM = Claim(
     "iterations, Adam at .3, no penalty",
     run=run,
     checks=(
-        Check(END, "GRPO", over="REINFORCE", above=0.1),
-        Check(END, "GRPO", over="REINFORCE, small steps", above=0.1),
+        Check(END, "GRPO", over="REINFORCE", above=0.03),
+        Check(END, "GRPO", over="REINFORCE, small steps", above=0.03),
     ),
     seconds=15,
 )
