@@ -48,7 +48,7 @@ def test_the_first_update_is_fine_tuning():
 def test_probabilities_stop_near_the_bound():
     """Small steps, many updates a batch: no demonstrated token passes the bound by more than a step."""
     task = testbeds.bandit(prompts=8, answers=5, success=0.1, steps=4)
-    p = trained(plain(task, epochs=50, step_rule=Sgd(0.2)), task, 1).reshape(8, 5)
+    p = trained(plain(task, epochs=50, step_rule=Sgd(0.1)), task, 1).reshape(8, 5)
     p = np.exp(p[:, 0]) / np.exp(p).sum(1)
     assert (p > 0.127).all() and (p < 0.132).all()
 
