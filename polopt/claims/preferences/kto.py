@@ -45,14 +45,12 @@ def run(seeds: list[int]) -> dict[str, Side]:
         scarce.append(logged(p, np.zeros(fewest), arms[rows, None], label[rows, None], steps=ITERATIONS))
         weights.append((~label[rows]).sum() / label[rows].sum())
 
-    def source(groups, **options):
-        return Logged(groups=groups - groups % UPDATES, **options)
-
-    labelled = dict(pairs=LabelledAndMismatched())
+    labelled = Logged(groups=BATCH * UPDATES, pairs=LabelledAndMismatched())
+    fewer = Logged(groups=min(BATCH * UPDATES, fewest), pairs=LabelledAndMismatched())
     settings = {
-        "KTO": (Preference(source(BATCH * UPDATES, **labelled), Prospect(BETA), fit), single),
-        "KTO, a tenth of the desirable": (Preference(source(BATCH * UPDATES, **labelled), Prospect(BETA, float(np.mean(weights))), fit), scarce),
-        "DPO": (Preference(source(BATCH * UPDATES), Logistic(BETA), fit), paired),
+        "KTO": (Preference(labelled, Prospect(BETA), fit), single),
+        "KTO, a tenth of the desirable": (Preference(fewer, Prospect(BETA, float(np.mean(weights))), fit), scarce),
+        "DPO": (Preference(Logged(groups=BATCH * UPDATES), Logistic(BETA), fit), paired),
     }
     sides = {"reference": Side({"arms": ARMS}, {REWARD: np.asarray(rewards.mean(1), np.float64)})}
     for name, (method, tasks) in settings.items():
