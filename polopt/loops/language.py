@@ -34,6 +34,8 @@ from polopt.loops.descent import Step, divisions
 from polopt.objectives import divergences
 from polopt.policies.language.protocol import LanguagePolicy, Scored, trainable
 
+LOSSES = tuple(name for name in divergences.ESTIMATORS if name != "k1")  # whose gradient as a loss is nothing
+
 
 class Batch(NamedTuple):
     """N completions, those of a group side by side where groups are of one size."""
@@ -178,25 +180,32 @@ class Anchor:
 
 @part
 class KLPenalty:
-    """A KL divergence from the policy that training started from, or from one that is taken anew every few iterations."""
+    """A KL divergence in the loss, from the policy that training started from, or from one that is taken anew every few iterations."""
 
     coefficient: float = hyper(0.04, at_least=0)  # its weight
-    estimator: str = hyper("k3", choices=tuple(divergences.ESTIMATORS))  # of the divergence; `polopt.objectives.divergences` states the biases
-    place: str = hyper("loss", choices=("loss", "reward"))  # where it is paid
+    estimator: str = hyper("k3", choices=LOSSES)  # of the divergence; `polopt.objectives.divergences` states the biases
     refresh_every: int | None = hyper(None, at_least=1)  # iterations after which the current policy becomes the anchor; none for never
 
     anchored = True
-
-    def reward(self, log_prob, anchor_log_prob, mask):
-        """In the reward k1 is meant, whose mean is the divergence."""
-        paid = jnp.where(mask, log_prob - anchor_log_prob, 0.0)
-        return -self.coefficient * paid if self.place == "reward" else jnp.zeros_like(paid)
+    reward = NoPenalty.reward
 
     def loss(self, update: Update):
-        if self.place == "reward":
-            return jnp.zeros_like(update.log_prob)
         old = update.old_log_prob
         return self.coefficient * divergences.kl_loss(update.log_prob, update.anchor_log_prob, old_log_prob=old, estimator=self.estimator)
+
+
+@part
+class KLReward:
+    """The same divergence paid in the reward, by k1, whose mean it is: each token bears what it and the later ones cost."""
+
+    coefficient: float = hyper(0.01, at_least=0)  # its weight
+    refresh_every: int | None = hyper(None, at_least=1)  # iterations after which the current policy becomes the anchor; none for never
+
+    anchored = True
+    loss = NoPenalty.loss
+
+    def reward(self, log_prob, anchor_log_prob, mask):
+        return -self.coefficient * jnp.where(mask, log_prob - anchor_log_prob, 0.0)
 
 
 @part

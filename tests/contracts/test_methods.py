@@ -233,14 +233,24 @@ def _contexts(name):
     return found
 
 
+# Values by the end of a field's name under which fields that bound or gate something do so.
+BINDING = {
+    "narrow": {"epochs": 4, "learning_rate": 0.2, "max_grad_norm": None, "log_ratio_limit": 0.05, "dual": 1.01, "low": 0.05, "high": 0.05},
+    "several updates": {"epochs": 2, "minibatches": 2},
+    "constant": {"aggregation.mode": "constant"},
+    "no scale": {"aggregation.scale": None},
+    "bounds": {"objective.limit": 1e-3, "advantage.limit": 0.5, "selection.gate": 0.5, "lower": -10.0, "upper": 0.01},
+    "far": {"learning_rate": 3.0, "max_grad_norm": None, "kl_coefficient": 50.0},
+}
+
+
 def _wordings(name):
-    """With one update and with several, with narrow clips, and with a constant aggregation: a field must matter in at least one of them."""
+    """As they are, and under each of `BINDING`: a field must matter in at least one of them."""
     on = home(name)
     method = small(name, on, SMALL | {"learning_rate": 0.5, "max_grad_norm": 0.01})
     known = parts.fields(method)
-    narrow = {"epochs": 4, "learning_rate": 0.2, "max_grad_norm": None, "log_ratio_limit": 0.05, "dual": 1.1, "low": 0.05, "high": 0.05}
     found = [(on, method)]
-    for change in (narrow, {"epochs": 2, "minibatches": 2}, {"aggregation.mode": "constant"}):
+    for change in BINDING.values():
         changes = {field: value for end, value in change.items() for field in ending(known, end)}
         if changes and parts.replace(method, changes).refuse(on) is None:
             found.append((on, parts.replace(method, changes)))
@@ -253,18 +263,26 @@ def _changes(field: str, method, on) -> bool:
         return False
     if isinstance(before, float):
         others = (parts.replace(method, {field: value}) for value in _other_numbers(method, field, before))
-        return any(not equal(run(method, on), run(other, on)) for other in others)
-    accepted = False
+        return any(not equal(_outcome(method, on), _outcome(other, on)) for other in others)
+    accepted = refused = False
     for value in _other_values(method, field, before):
         try:
             other = parts.replace(method, {field: value})
         except ValueError:
             continue
-        if other.refuse(on) is None:
-            accepted = True
-            if _program(other, on) != _program(method, on):
-                return True
-    return not accepted and isinstance(before, bool)  # a switch whose other side is refused says so
+        if other.refuse(on) is not None:
+            refused = True
+            continue
+        accepted = True
+        if _program(other, on) != _program(method, on):
+            return True
+    return refused and not accepted  # a field whose other values are refused says so
+
+
+def _outcome(method, on):
+    """What is learnt and what is deployed."""
+    state = run(method, on)
+    return state, method.policy(state)
 
 
 _ABSENT = object()

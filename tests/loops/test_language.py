@@ -12,7 +12,7 @@ from polopt.core import parts
 from polopt.data import testbeds
 from polopt.data.prompts import Graded
 from polopt.loops.credit import GroupRelative, LeaveOneOut, Ones, Raw, Whitened
-from polopt.loops.language import Aggregation, KLPenalty, Language, NoPenalty, group_means, informative
+from polopt.loops.language import Aggregation, KLPenalty, KLReward, Language, NoPenalty, group_means, informative
 from polopt.loops.prompting import Demonstrated, Grouped, Informative, Order, draw_prompts, joined, shuffled, written
 from polopt.loops.wording import Clipped, LogLikelihood
 from polopt.optim.sgd import Sgd
@@ -126,11 +126,11 @@ def test_a_strong_penalty_holds_the_policy_at_its_anchor():
     assert moved(held) < 0.5 * moved(free)
 
 
-def test_a_penalty_in_the_reward_is_the_sum_over_the_completion():
-    penalty = KLPenalty(0.5, "k3", "reward")
+def test_a_penalty_in_the_reward_is_paid_token_by_token():
+    penalty = KLReward(0.5)
     log_prob, anchor = jnp.array([[-1.0, -2.0], [-1.0, -9.0]]), jnp.array([[-1.5, -1.0], [-2.0, -1.0]])
     mask = jnp.array([[1, 1], [1, 0]], bool)
-    np.testing.assert_allclose(penalty.reward(log_prob, anchor, mask), [-0.5 * (0.5 - 1.0), -0.5 * 1.0])
+    np.testing.assert_allclose(penalty.reward(log_prob, anchor, mask), [[-0.25, 0.5], [-0.5, 0.0]])
 
 
 def test_an_anchor_is_refreshed_on_time():

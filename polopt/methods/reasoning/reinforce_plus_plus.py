@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from polopt.data.language import LanguageTask
 from polopt.loops.credit import Whitened
-from polopt.loops.language import Aggregation, KLPenalty, Language
+from polopt.loops.language import Aggregation, KLPenalty, KLReward, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
 from polopt.methods.reasoning._frame import adam, few
@@ -31,7 +31,7 @@ def reinforce_plus_plus(task: LanguageTask | None = None) -> Language:
         advantage=Whitened(),
         objective=Clipped(),
         step_rule=adam(task),
-        penalty=KLPenalty(0.01, place="reward"),
+        penalty=KLReward(0.01),
         aggregation=Aggregation("token"),
         minibatches=4,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from polopt.data.language import LanguageTask
 from polopt.loops.credit import LeaveOneOut
-from polopt.loops.language import Aggregation, KLPenalty, Language
+from polopt.loops.language import Aggregation, KLReward, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import LogLikelihood
 from polopt.methods.reasoning._frame import adam, few
@@ -29,6 +29,6 @@ def rloo(task: LanguageTask | None = None) -> Language:
         advantage=LeaveOneOut(),
         objective=LogLikelihood(),
         step_rule=adam(task),
-        penalty=KLPenalty(0.03, place="reward"),
+        penalty=KLReward(0.03),
         aggregation=Aggregation("constant", scale=1.0),
     )

@@ -23,7 +23,7 @@ from array_api_compat import array_namespace
 
 from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
-from polopt.loops.credit import GroupRelative
+from polopt.loops.credit import Centred
 from polopt.loops.language import Language, Update
 from polopt.loops.prompting import Informative
 from polopt.loops.wording import clipped_share
@@ -120,7 +120,7 @@ class Differentiable:
 def _composed(task: LanguageTask | None, objective) -> Language:
     return Language(
         sampler=Informative(completions=16),
-        advantage=GroupRelative("none"),
+        advantage=Centred(),
         objective=objective,
         step_rule=adam(task),
         minibatches=4,

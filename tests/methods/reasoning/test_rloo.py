@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polopt.loops.credit import LeaveOneOut
-from polopt.loops.language import Aggregation, KLPenalty
+from polopt.loops.language import Aggregation, KLReward
 from polopt.loops.wording import LogLikelihood
 from tests.methods.reasoning.helpers import credited, judged, update, weights
 
@@ -38,7 +38,7 @@ def test_a_completion_is_one_action():
 
 def test_the_penalty_is_paid_in_the_reward():
     """-beta (log pi - log ref) at each token that was written; nothing in the loss."""
-    penalty = KLPenalty(0.5, place="reward")
+    penalty = KLReward(0.5)
     log_prob, anchor = jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[-1.5, -1.0, -1.0]])
     paid = penalty.reward(log_prob, anchor, jnp.array([[True, True, False]]))
     np.testing.assert_allclose(paid, [[-0.25, 0.5, 0.0]], rtol=1e-6)
