@@ -7,10 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
-
-class HostError(RuntimeError):
-    """What code on the host could not do for a compiled program, in a sentence for a user. Call `keep` before it is raised."""
-
+from polopt.core.errors import HostError
 
 _raised: list[HostError] = []
 

@@ -44,7 +44,7 @@ class ChatTemplate:
         try:
             template = program.from_string(self.source)
             return template.render(messages=messages, add_generation_prompt=generate, tools=None, documents=None, **dict(self.special))
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, and can fail as programs do
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise DataError(

@@ -76,3 +76,9 @@ def make_prompts(prompts, *, facts: Any = (), demonstrations=None, width: int | 
 def on_device(tree):
     """The same pytree with JAX arrays."""
     return jax.tree.map(jax.numpy.asarray, tree)
+
+
+def at_least(what: str, given, lowest: int) -> None:
+    """DataError where an option is no whole number of this size."""
+    if not isinstance(given, int) or isinstance(given, bool) or given < lowest:
+        raise DataError(f"{what} is {given!r}, but a whole number of at least {lowest} is expected; give one.")

@@ -20,7 +20,7 @@ import numpy as np
 
 from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
-from polopt.data.prompts import make_prompts, on_device, padded
+from polopt.data.prompts import at_least, make_prompts, on_device, padded
 from polopt.data.tokenizer import CharacterTokenizer
 from polopt.data.verifiers import Answer, Countdown, Goal, Matches
 
@@ -195,8 +195,3 @@ def _counts(numbers, largest: int) -> np.ndarray:
         for number, often in Counter(given).items():
             row[number] = often
     return counts
-
-
-def at_least(what: str, given, lowest: int) -> None:
-    if not isinstance(given, int) or isinstance(given, bool) or given < lowest:
-        raise DataError(f"{what} is {given!r}, but a whole number of at least {lowest} is expected; give one.")

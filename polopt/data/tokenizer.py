@@ -17,21 +17,25 @@ PAD, STOP = 0, 1  # of the character tokenizer
 class Tokenizer(Protocol):
     """Hashable, as it is static in compiled programs.
 
-    size: how many tokens there are. pad: the token on which padding stands. stop: the tokens that end a completion.
+    size:  how many tokens there are.
+    pad:   the token that stands where there is none.
+    stop:  the tokens that end a completion, first the one that ends a demonstration.
     """
 
     size: int
     pad: int
     stop: tuple[int, ...]
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
+        """The tokens of a text; `begin` puts those before it that stand before any text, which a chat template writes itself."""
+        ...
 
     def decode(self, tokens) -> str:
         """The text of tokens, without padding, stop and other special tokens."""
         ...
 
-    def chat(self, messages: list[dict[str, str]], *, generate: bool) -> list[int]:
-        """The tokens of a conversation by the chat template; `generate` opens the assistant's next turn."""
+    def chat(self, messages: list[dict[str, str]], *, generate: bool) -> str:
+        """A conversation as text, by the chat template; `generate` opens the assistant's next turn."""
         ...
 
 
@@ -58,7 +62,7 @@ class CharacterTokenizer:
     def stop(self) -> tuple[int, ...]:
         return (STOP,)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
         unknown = next((c for c in text if c not in self.alphabet), None)
         if unknown is not None:
             raise DataError(f"The text {_short(text)} has the character {unknown!r}, but the alphabet is {self.alphabet!r}; give one that has it.")
@@ -67,7 +71,7 @@ class CharacterTokenizer:
     def decode(self, tokens) -> str:
         return "".join(self.alphabet[int(t) - 2] for t in tokens if 2 <= int(t) < self.size)
 
-    def chat(self, messages, *, generate: bool) -> list[int]:
+    def chat(self, messages, *, generate: bool) -> str:
         raise DataError("The character tokenizer has no chat template, but the data are messages; give a tokenizer directory that has one.")
 
 
@@ -79,7 +83,7 @@ class NumberTokenizer:
     pad: int = 0
     stop: tuple[int, ...] = ()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
         found = [int(word) if word.isdigit() else -1 for word in text.split()]
         if any(not 0 <= token < self.size for token in found):
             raise DataError(f"The text {_short(text)} is not made of whole numbers from 0 to {self.size - 1}, this task's tokens; write those.")
@@ -88,7 +92,7 @@ class NumberTokenizer:
     def decode(self, tokens) -> str:
         return " ".join(str(int(t)) for t in tokens)
 
-    def chat(self, messages, *, generate: bool) -> list[int]:
+    def chat(self, messages, *, generate: bool) -> str:
         raise DataError("Tokens that are numbers have no chat template, but the data are messages; give a tokenizer directory that has one.")
 
 
@@ -96,7 +100,7 @@ class HuggingFaceTokenizer:
     """A tokenizer from a directory with `tokenizer.json`, special tokens from `tokenizer_config.json`, and a chat template there or in
     `chat_template.jinja`. Two of the same directory are equal.
 
-    Stop tokens are the end-of-sequence token and those of `generation_config.json`. `encode` adds no special tokens: a template writes its own.
+    Stop tokens are the end-of-sequence token and those of `generation_config.json`.
     """
 
     def __init__(self, directory: str | Path):
@@ -117,8 +121,8 @@ class HuggingFaceTokenizer:
         self.special = {name: text for name, text in self.special.items() if isinstance(text, str)}
         self.size = self._inner.get_vocab_size(with_added_tokens=True)
         ends = _json(self.directory / "generation_config.json").get("eos_token_id", [])
-        ends = {*(ends if isinstance(ends, list) else [ends]), self._inner.token_to_id(self.special.get("eos_token", ""))}
-        self.stop = tuple(sorted(t for t in ends if t is not None))
+        ends = [self._inner.token_to_id(self.special.get("eos_token", "")), *(ends if isinstance(ends, list) else [ends])]
+        self.stop = tuple(dict.fromkeys(t for t in ends if t is not None))
         pad = self._inner.token_to_id(self.special.get("pad_token", ""))
         self.pad = pad if pad is not None else self.stop[0] if self.stop else 0
         self.template = ChatTemplate.found(self.directory, config, self.special)
@@ -132,19 +136,22 @@ class HuggingFaceTokenizer:
     def __repr__(self) -> str:
         return f"HuggingFaceTokenizer({str(self.directory)!r})"
 
-    def encode(self, text: str) -> list[int]:
-        return self._inner.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
+        tokens = self._inner.encode(text, add_special_tokens=begin).ids
+        while begin and tokens and tokens[-1] in self.stop:  # some end every text, but a prompt goes on
+            tokens = tokens[:-1]
+        return tokens
 
     def decode(self, tokens) -> str:
         return self._inner.decode([int(t) for t in tokens], skip_special_tokens=True)
 
-    def chat(self, messages, *, generate: bool) -> list[int]:
+    def chat(self, messages, *, generate: bool) -> str:
         if self.template is None:
             raise DataError(
                 f"The tokenizer in {self.directory.name} has no chat template, but the data are messages; add a chat_template.jinja, "
                 "or give plain prompts and completions."
             )
-        return self.encode(self.template(messages, generate=generate))
+        return self.template(messages, generate=generate)
 
 
 def _json(path: Path) -> dict[str, Any]:

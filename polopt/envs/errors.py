@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polopt.core.callbacks import HostError
+from polopt.core.errors import HostError
 
 
 class UnknownEnvironment(ValueError):

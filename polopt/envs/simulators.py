@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import importlib
 import importlib.util
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium
@@ -24,6 +19,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from polopt.core.errors import MissingCode
+from polopt.core.user_code import module_at
 from polopt.envs.errors import SimulatorError, UnknownEnvironment, UnusableEnvironment
 
 CHECK = "correct the environment (gymnasium.utils.env_checker.check_env finds such faults)"
@@ -80,7 +77,10 @@ def load(target: str) -> Any:
     The module is looked for in the working directory too. UnknownEnvironment when module, file or attribute does not exist.
     """
     place, _, attribute = target.rpartition(":")
-    module = _load_file(place) if place.endswith(".py") else _load_module(place)
+    try:
+        module = module_at(place, "the environment", "my_env.py:MyEnv")
+    except MissingCode as error:
+        raise UnknownEnvironment(str(error)) from error
     if attribute in gymnasium.registry:
         return attribute
     if hasattr(module, attribute):
@@ -101,38 +101,6 @@ def load(target: str) -> Any:
 def _origin(entry_point) -> str:
     """The module that an entry point of Gymnasium's registry comes from."""
     return entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
-
-
-def _load_module(name: str):
-    if os.getcwd() not in sys.path:  # a console script, unlike `python -m`, does not look where it was started
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise UnknownEnvironment(
-                f"There is no Python module {name!r} to take the environment from; install it, start from the folder that holds it, "
-                "or give the path of a file, as in my_env.py:MyEnv."
-            ) from error
-        raise
-
-
-def _load_file(path: str):
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UnknownEnvironment(f"There is no file {path} to take the environment from; give the path of a Python file, as in my_env.py:MyEnv.")
-    source = file.read_bytes()
-    name = f"polopt_environment_{file.stem}_{hashlib.sha1(str(file.resolve()).encode() + source).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
 
 
 def quiet_mujoco(entry: Any) -> None:

@@ -5,7 +5,9 @@ It stands beside the policies, not in `interop`, because what trains from a dire
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -337,7 +339,7 @@ def _build(config: TransformerConfig, read, stack) -> Transformer:
         policy = eqx.tree_at(lambda p: p.head, policy, read("lm_head.weight"))
     for ours, (theirs, _, _) in _layer_names(config).items():
         tensor = stack([f"model.layers.{i}.{theirs}" for i in range(config.layers)])
-        policy = eqx.tree_at(lambda p: _at(p.layers, ours), policy, tensor)
+        policy = eqx.tree_at(functools.partial(_of_layers, ours), policy, tensor)
     return policy
 
 
@@ -351,17 +353,15 @@ def _flatten(policy: Transformer):
     yield "model.embed_tokens.weight", host(policy.embedding)
     for i in range(config.layers):
         for ours, (theirs, _, transposed) in _layer_names(config).items():
-            tensor = host(_at(policy.layers, ours)[i])
+            tensor = host(_of_layers(ours, policy)[i])
             yield f"model.layers.{i}.{theirs}", np.ascontiguousarray(tensor.T if transposed else tensor)
     yield "model.norm.weight", host(policy.norm)
     if not config.tied:
         yield "lm_head.weight", host(policy.head)
 
 
-def _at(layer, path: str):
-    for name in path.split("."):
-        layer = getattr(layer, name)
-    return layer
+def _of_layers(path: str, policy: Transformer):
+    return operator.attrgetter(path)(policy.layers)
 
 
 def _text(file: Path) -> str:

@@ -9,7 +9,8 @@ W is held and A, B learn, so the policy begins as what it was. `merged` gives th
 
 from __future__ import annotations
 
-import equinox as eqx
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -31,7 +32,7 @@ def with_lora(policy: Transformer, rank: int, alpha: float, key: Array, targets:
         layers, inputs, outputs = base.weight.shape
         down = (jax.random.normal(k, (layers, inputs, rank)) * inputs**-0.5).astype(base.weight.dtype)
         adapted = LowRank(base, down, jnp.zeros((layers, rank, outputs), base.weight.dtype), alpha / rank)
-        policy = eqx.tree_at(lambda p: getattr(p.layers, name), policy, adapted)
+        policy = _replace(policy, name, adapted)
     return policy
 
 
@@ -41,5 +42,9 @@ def merged(policy: Transformer) -> Transformer:
         part = getattr(policy.layers, name)
         if isinstance(part, LowRank):
             change = jnp.einsum("lir,lro->lio", part.down, part.up) * part.scale
-            policy = eqx.tree_at(lambda p: getattr(p.layers, name), policy, Projection(part.base.weight + change, part.base.bias))
+            policy = _replace(policy, name, Projection(part.base.weight + change, part.base.bias))
     return policy
+
+
+def _replace(policy, name, projection):
+    return dataclasses.replace(policy, layers=dataclasses.replace(policy.layers, **{name: projection}))

@@ -29,6 +29,9 @@ class Sampling:
     greedy: bool = False  # the likeliest token, with no draw; log_prob is that of the distribution that a draw would be from
 
 
+PLAIN = Sampling()
+
+
 class Completions(NamedTuple):
     """tokens (B, N) int32, 0 where nothing was written; mask (B, N): True on what the policy wrote, its stop token too;
 
@@ -73,7 +76,7 @@ def generate(
     *,
     length: int,
     stop: tuple[int, ...] = (),
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = PLAIN,
     repeats: int = 1,
 ) -> Completions:
     """Completions of up to `length` tokens for each of the prompts (B, P), padded on the left where mask (B, P) is False.

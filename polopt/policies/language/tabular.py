@@ -126,7 +126,7 @@ class TabularPolicy(eqx.Module):
         if prompts.shape != mask.shape:
             raise ValueError(f"The prompts have the shape {prompts.shape} and their mask {mask.shape}; they must be equal.")
         if length > self.length:
-            raise ValueError(f"Completions of {length} tokens are asked of a {self.kind} policy whose sequences have {self.length}; lower the length.")
+            raise ValueError(f"{length} tokens are asked of a {self.kind} policy whose sequences have {self.length}; lower the length.")
 
 
 def _levels(rows: int, vocabulary: int) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -44,8 +45,8 @@ class Rotary:
     original: int = 8192  # llama3: the context before it was lengthened
 
     def frequencies(self, size: int) -> np.ndarray:
-        """(size / 2,) radians a position, rounded as transformers rounds them: 4,096 positions on, a rounding is 2e-4 radians."""
-        frequency = 1 / np.float32(self.theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
+        """(size / 2,) radians a position."""
+        frequency = 1 / self.theta ** (np.arange(0, size, 2) / size)
         if self.scaling == "linear":
             return frequency / self.factor
         if self.scaling == "llama3":
@@ -265,7 +266,7 @@ class Transformer(eqx.Module):
         keys, values = [], []
         # Written out, with a cache for each layer: inside a scan the loop over tokens would copy the whole cache at every step.
         for i in range(config.layers):
-            layer = jax.tree.map(lambda a: a[i], self.layers)
+            layer = self._layer(i)
             slides = bool(config.sliding) and config.sliding[i]
             q, k, v = self._queries(layer, x, angles[slides])
             keys.append(jax.lax.dynamic_update_slice(cache.keys[i], k[..., None], (0, 0, 0, cache.slot)))
@@ -322,17 +323,20 @@ class Transformer(eqx.Module):
         if config.layers <= FEW_LAYERS:
             kept = []
             for i in range(config.layers):
-                x, kv = layer_of(x, jax.tree.map(lambda a: a[i], self.layers), bool(config.sliding) and config.sliding[i])
+                x, kv = layer_of(x, self._layer(i), bool(config.sliding) and config.sliding[i])
                 kept.append(kv)
         else:
             if any(config.sliding):
                 x, kept = jax.lax.scan(lambda x, at: layer_of(x, *at), x, (self.layers, jnp.asarray(config.sliding)))
             else:
                 x, kept = jax.lax.scan(lambda x, layer: layer_of(x, layer, False), x, self.layers)
-            kept = [jax.tree.map(lambda a: a[i], kept) for i in range(config.layers)]
+            kept = [jax.tree.map(operator.itemgetter(i), kept) for i in range(config.layers)]
         return self._norm(x, self.norm), tuple(zip(*kept)) if keep else None
 
     # -- the pieces ----------------------------------------------------------------------------------------------------
+
+    def _layer(self, i: int) -> Layer:
+        return jax.tree.map(operator.itemgetter(i), self.layers)
 
     @property
     def _head(self):
