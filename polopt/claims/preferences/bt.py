@@ -12,7 +12,7 @@ from polopt.loops.reward_model import BradleyTerry, RewardModelling
 from polopt.optim.adam import Adam
 from polopt.policies.language.tabular import TabularPolicy
 
-ARMS, PAIRS, NEAR = 20, (1000, 8000), 0.5
+ARMS, PAIRS, NEAR = 20, (1000, 8000), 1.0
 UPDATES, ITERATIONS = 10, 100  # of 100 pairs an iteration
 ERROR = "root mean squared error of centred strengths"
 CORRELATION = "correlation with the true strengths"
@@ -64,10 +64,11 @@ CLAIM = Claim(
     statement="Where opponents are chosen by strength, the model's maximum likelihood recovers the strengths and a share of wins does not; the error "
     "falls with the square root of the comparisons.",
     baseline="the share of comparisons that each won",
-    task="20 arms with strengths N(0, 1.5^2), opponents mostly within .5; 1000 and 8000 comparisons; a linear head, 1000 batches of 100, Adam .05 annealed",
+    task="20 arms with strengths N(0, 1.5^2), opponents mostly within 1; 1000 and 8000 comparisons; a linear head, 1000 "
+    "batches of 100, Adam .05 annealed",
     run=run,
     checks=(
-        Check(CORRELATION, MANY, above=0.99),
+        Check(CORRELATION, MANY, above=0.95),
         Check(CORRELATION, MANY, over=f"share of wins, {PAIRS[1]} pairs", above=0.02),
         Check(ERROR, MANY, over=FEW, ratio=True, below=0.6),
     ),
