@@ -45,5 +45,5 @@ CLAIM = Claim(
         Check(END, "A*-PO", above=0.98),
     ),
     seeds=30,
-    seconds=10,
+    seconds=15,
 )

@@ -95,5 +95,5 @@ CLAIM = Claim(
         Check(AFTER, "BNPO", over="GRPO", above=-0.02),
         Check(AFTER, "BNPO", over="GRPO", below=0.02),
     ),
-    seconds=15,
+    seconds=25,
 )

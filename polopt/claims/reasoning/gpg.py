@@ -51,5 +51,5 @@ CLAIM = Claim(
     run=run,
     checks=(Check(TIME, "GPG", over="without alpha", ratio=True, below=0.4),),
     seeds=20,
-    seconds=8,
+    seconds=12,
 )
