@@ -193,16 +193,22 @@ def held_out_returns(policy, task, key, *, episodes: int, stochastic: bool = Fal
     """Rewards and lengths, each (episodes,), of completions of held-out prompts; with fewer prompts than episodes they come again.
 
     Without a verifier the return is the mean log-probability of a demonstration's tokens, or for preferences 1 where the response with the
-    higher score has gained more log-probability since the start of training than the other, and else 0.
+    higher score has gained more log-probability since the start of training than the other, and else 0. Of a reward model it is 1 where that
+    response has the higher reward.
     """
     k_rows, k_write = jax.random.split(key)
-    if task.verifier is None:
+    if task.verifier is None or not _writes(policy):
         return _preferred(policy, task, k_rows, episodes) if isinstance(task, PreferenceTask) else _likelihood(policy, task, k_rows, episodes)
     prompts = task.held_out.prompts if isinstance(task, PreferenceTask) else task.held_out
     rows = _rows(k_rows, len(prompts), episodes)
     made = _write(policy, task, prompts, rows, k_write, stochastic)
     graded = task.verifier(prompts, rows, made.tokens, made.mask)
     return jnp.where(graded.valid, graded.reward, 0.0), jnp.sum(made.mask, axis=1).astype(jnp.float32)
+
+
+def _writes(policy) -> bool:
+    """Whether it is a language policy; a reward model only reads."""
+    return hasattr(policy, "start")
 
 
 def _write(policy, task, prompts, rows, key, stochastic: bool):
@@ -233,7 +239,10 @@ def _preferred(policy, task, key, episodes: int):
     prompts, mask = held.prompts.tokens[rows], held.prompts.mask[rows]
 
     def gained(k):
-        given = prompts, mask, held.responses[rows, k], held.mask[rows, k]
+        response = held.responses[rows, k], held.mask[rows, k]
+        if not _writes(policy):
+            return policy(held.prompts, rows, *response).reward
+        given = prompts, mask, *response
         return jnp.sum(policy.score(*given, entropy=False).log_prob - task.model.score(*given, entropy=False).log_prob, axis=1)
 
     gains = jnp.stack([gained(k) for k in range(held.responses.shape[1])], axis=1)
@@ -243,7 +252,9 @@ def _preferred(policy, task, key, episodes: int):
 
 
 def samples(policy, task, key, count: int = 8) -> list[dict[str, Any]]:
-    """Some held-out prompts, what the policy writes after them at temperature 1, and its reward (None without a verifier)."""
+    """Some held-out prompts, what the policy writes after them at temperature 1, and its reward (None without a verifier); none of a reward model."""
+    if not _writes(policy):
+        return []
     prompts = task.held_out.prompts if isinstance(task, PreferenceTask) else task.held_out
     k_rows, k_write = jax.random.split(key)
     rows = _rows(k_rows, len(prompts), count)

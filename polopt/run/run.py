@@ -447,7 +447,7 @@ class Run:
         from polopt.evaluation import offline
 
         if self.config.get("language"):
-            raise RunError(f"The run {self.directory} is of a language model, but off-policy evaluation is of policies that act; leave --offline out.")
+            raise RunError(f"The run {self.directory} is of a language model, but logged actions judge policies that act; leave --offline out.")
         policies = self.policies(which)
         dataset = load_data(data, policies) if isinstance(data, (str, os.PathLike)) else load_data(data)
         if not _fits(policies, dataset):

@@ -176,7 +176,7 @@ class Training:
 
     def _saved(self):
         shape = jax.eval_shape(jax.vmap(lambda key: self.method.init(self.task, key)), self.keys) if self.seeds.together else self._host_shape()
-        best = {"policy": self.method.policy(shape), "score": jax.ShapeDtypeStruct((len(self.seed_numbers),), jnp.float32)}
+        best = {"policy": jax.eval_shape(self.method.policy, shape), "score": jax.ShapeDtypeStruct((len(self.seed_numbers),), jnp.float32)}
         return self.checkpoints.restore({"state": shape, "best": best})
 
     def _host_shape(self):

@@ -16,6 +16,7 @@ import pytest
 
 from polopt.core import parts
 from polopt.data import files
+from polopt.data.dataset import DataTask
 from polopt.envs.task import ControlTask
 from polopt.interop.export import export
 from polopt.loops.offline import Unused
@@ -69,7 +70,13 @@ def test_seeds_together_equal_one_at_a_time(name):
     for seed in (0, 1):
         alone = run(method, on, seed)
         for x, y in zip(arrays(jax.tree.map(lambda leaf: leaf[seed], both)), arrays(alone), strict=True):
-            np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+            _close(x, y)
+
+
+def _close(x, y):
+    """Equal but for rounding, which the largest number of an array measures."""
+    largest = np.max(np.abs(y), where=np.isfinite(y), initial=0) if y.dtype.kind == "f" else 0
+    np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 + 3e-4 * largest)
 
 
 @every_method
@@ -80,7 +87,7 @@ def test_jit_changes_nothing(name):
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
+        _close(x, y)
 
 
 @every_method
@@ -198,7 +205,7 @@ def test_every_field_changes_the_computation(name):
     contexts = _contexts(name)
     unchanged = []
     for field in parts.fields(contexts[0][1]):
-        if field not in ELSEWHERE and not any(_changes(field, method, on) for on, method in contexts):
+        if not {field, f"{name} {field}"} & ELSEWHERE and not any(_changes(field, method, on) for on, method in contexts):
             unchanged.append(field)
     assert not unchanged, f"{name} accepts these hyperparameters and ignores them: {unchanged}"
 
@@ -274,14 +281,14 @@ def _changes(field: str, method, on) -> bool:
             refused = True
             continue
         accepted = True
-        if _program(other, on) != _program(method, on):
+        if _program(other, on) != _program(method, on) or not equal(_outcome(method, on), _outcome(other, on)):
             return True
     return refused and not accepted  # a field whose other values are refused says so
 
 
 def _outcome(method, on):
-    """What is learnt and what is deployed."""
-    state = run(method, on)
+    """What is learnt and what is deployed, after iterations enough to come by the prompts again."""
+    state = run(method, on, iterations=3 if isinstance(on, (ControlTask, DataTask)) else 8)
     return state, method.policy(state)
 
 

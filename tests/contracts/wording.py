@@ -17,7 +17,7 @@ from polopt.data.preferences import PreferenceTask
 from polopt.policies.language.transformer import Transformer, tiny
 
 STEPS = 6  # iterations
-OPTIONS = "prompts=10,length=3,vocabulary=4,low=0.4,high=0.6"
+OPTIONS = "prompts=5,length=3,vocabulary=4,low=0.4,high=0.6"
 
 
 @functools.cache
