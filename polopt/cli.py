@@ -461,7 +461,13 @@ def compare(argv: list[str]) -> int:
         """the environment, when methods are given"""
         data: str | None = None
         """logged data from which the methods learn; --env is then what they are evaluated on"""
-        steps: int = 500_000
+        model: str | None = None
+        """a language model, when methods of language models are given: tiny, or a directory"""
+        task: str | None = None
+        """what it learns, as in `polopt train`"""
+        verifier: str | None = None
+        """who grades completions of the prompts in --data"""
+        steps: int | None = None
         """environment steps a seed, when methods are given; updates where data are given"""
         seeds: int = 5
         """how many seeds, when methods are given"""
@@ -485,14 +491,16 @@ def compare(argv: list[str]) -> int:
     if all((pathlib.Path(word) / "run.json").exists() for word in words):
         runs = [load(word) for word in words]
     else:
-        if options.env is None:
+        language = {name: getattr(options, name) for name in ("model", "task", "verifier") if getattr(options, name) is not None}
+        if options.env is None and not language:
             missing = next(word for word in words if not (pathlib.Path(word) / "run.json").exists())
             example = f"polopt compare {' '.join(words)}{f' --data {options.data}' if options.data else ''} --env CartPole-v1"
             raise ValueError(f"{missing} is not a run's folder. To compare methods say on what, for example: {example}")
         for word in words:
             registry.load(word)
-        out = pathlib.Path(options.out or f"runs/compare-{options.env.replace('/', '-').replace(':', '-')}")
-        plan = dict(data=options.data, steps=options.steps, seeds=options.seeds, quiet=options.quiet)
+        place = options.env or options.task or pathlib.Path(options.data or options.model).stem
+        out = pathlib.Path(options.out or f"runs/compare-{place.replace('/', '-').replace(':', '-')}")
+        plan = dict(data=options.data, language=language, steps=options.steps, seeds=options.seeds, quiet=options.quiet)
         runs = train_all(words, options.env, out, **plan, command=_command("compare", argv))
         if runs[-1].status["state"] == "interrupted":
             return _finish(runs[-1], options.quiet)

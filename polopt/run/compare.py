@@ -17,22 +17,24 @@ from polopt.run.run import Run, RunError, compose, fit, summary
 from polopt.run.statistics import probability_of_improvement
 
 
-def train_all(methods: list[str], env: str, out: str | os.PathLike, *, data: str | None = None, **options) -> list[Run]:
+def train_all(methods: list[str], env: str | None, out: str | os.PathLike, *, data: str | None = None, language=None, **options) -> list[Run]:
     """One run of each method on the same environment, seeds and steps, in folders of `out` named by method.
 
-    With `data` every method learns from these, and is evaluated on the environment.
+    With `data` every method learns from these, and is evaluated on the environment. `language` are instead the arguments of `fit` that pose
+    a task for language models.
 
     What would be refused later is refused before anything is trained. When a run is interrupted it is the last one returned.
     """
     if len(set(methods)) != len(methods):
         raise RunError(f"The methods {', '.join(methods)} are not all different. Name each one once.")
     _at_least_two(methods)
-    environment, steps = make(env), options.get("steps", 1)
-    task = ControlTask(environment, steps) if data is None else DataTask(load_data(data, environment), steps, environment)
-    given = {"env": env} if data is None else {"data": data, "evaluate_on": env}
+    if language:
+        given = language | ({} if data is None else {"data": data})
+    else:
+        _check(methods, env, data, options.get("steps") or 1)
+        given = {"env": env} if data is None else {"data": data, "evaluate_on": env}
     folders = [Path(out) / method.replace(":", "-") for method in methods]
-    for method, folder in zip(methods, folders):
-        compose(method, task, {})
+    for folder in folders:
         if (folder / "run.json").exists():
             raise RunError(f"{folder} holds a run already. Give another folder with --out, or compare the runs that are there by their folders.")
     runs = []
@@ -41,6 +43,13 @@ def train_all(methods: list[str], env: str, out: str | os.PathLike, *, data: str
         if runs[-1].status["state"] == "interrupted":
             break
     return runs
+
+
+def _check(methods: list[str], env: str, data: str | None, steps: int) -> None:
+    environment = make(env)
+    task = ControlTask(environment, steps) if data is None else DataTask(load_data(data, environment), steps, environment)
+    for method in methods:
+        compose(method, task, {})
 
 
 def comparison(runs: list[Run], policy: str = "best") -> list[dict[str, Any]]:

@@ -113,9 +113,11 @@ CLAIM = Claim(
     run=run,
     checks=(
         Check(LAST, "REBEL", above=0.95),
-        Check(FIRST, "REBEL", over="PPO", above=0),
+        Check(FIRST, "REBEL", over="PPO", above=0.05),
         Check(LAST, "REBEL", over="PPO", above=-0.02),
         Check(EXPLOITABILITY, "REBEL, a game", below=0.05),
     ),
     seconds=30,
+    analysis="The lead of .05 over PPO after one iteration is for a PPO whose step was not tuned. With the best of four steps PPO is within .02 to .04 "
+    "of REBEL after the first iteration (seeds for trying out), and both end at the best reward.",
 )
