@@ -29,7 +29,7 @@ ALLOWED = {
     # policies judged from logged data; who made the data is cloned
     "evaluation": LOOPS | {"methods.offline.bc"},
     # run sees methods and loops through what they promise, and finds methods by name in the registry
-    "run": {"core", "envs", "data", "policies.actor", "policies.random", "policies.saved", "loops.protocol", "methods.registry"},
+    "run": {"core", "envs", "data", "policies.actor", "policies.random", "policies.saved", "policies.language", "methods.registry"},
 }
 # Two doors: `run.export(...)` and `run.evaluate_offline(...)` hand the policy to what a user would otherwise have to find.
 DOORS = {("run.run", "interop.export"), ("run.run", "evaluation.offline")}

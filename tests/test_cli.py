@@ -193,8 +193,8 @@ def test_train_writes_all_that_it_prints(capsys, tmp_path):
     final = json.loads((run / "evaluation.json").read_text())
     for which in ("last", "best"):
         low, high = final[which]["interval"]
-        seeds = ", ".join(f"{x:.1f}" for x in final[which]["per_seed"])
-        assert f"{which} policy: return {final[which]['iqm']:.1f} [{low:.1f}, {high:.1f}]; per seed: {seeds}\n" in out
+        seeds = ", ".join(f"{x:.3f}" for x in final[which]["per_seed"])
+        assert f"{which} policy: return {final[which]['iqm']:.3f} [{low:.3f}, {high:.3f}]; per seed: {seeds}\n" in out
     assert f"report: {run / 'report.html'}\n" in out and f"curve:  {run / 'curve.png'}\n" in out
     assert json.loads((run / "run.json").read_text())["command"].startswith("polopt train ppo --env probe:action --out")
     code, again, err = polopt_says(capsys, "resume", run)
@@ -220,7 +220,7 @@ def test_evaluate_prints_what_it_keeps(capsys):
     low, high = kept["interval"]
     assert f"{HOST}, last policy, 3 episodes a seed: return {kept['iqm']:.1f} [{low:.1f}, {high:.1f}]\n" in out
     for seed in (0, 1):
-        assert f"  seed {seed}: {kept['per_seed'][seed]:.2f}\n" in out
+        assert f"  seed {seed}: {kept['per_seed'][seed]:.1f}\n" in out
 
 
 def test_equal_keys_evaluate_equal_episodes_and_others_do_not(capsys):

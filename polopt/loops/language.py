@@ -273,6 +273,11 @@ class Language:
     needs = "a model and prompts (--model tiny --task arithmetic)"
     steps_per_iteration = 1
 
+    @property
+    def imitates(self) -> bool:
+        """Whether it learns from demonstrations alone, so that it needs no verifier and no skill to begin with."""
+        return getattr(self.sampler, "imitates", False)
+
     def refuse(self, task: LanguageTask) -> str | None:
         """Why this method cannot take the task; None when it can."""
         units = self.sampler.groups if self.sampler.completions else self.sampler.size

@@ -180,6 +180,7 @@ class Demonstrated:
 
     completions = 1
     temperature = 1.0
+    imitates = True
 
     @property
     def groups(self) -> int:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polopt.core import parts
 from polopt.data import tasks, text_files, text_tasks
 from polopt.data.dataset import DataError
 from polopt.data.language import LanguageTask
@@ -25,11 +26,7 @@ from polopt.data.preferences import PreferenceTask
 from polopt.data.synthetic import SPACES
 from polopt.data.testbeds import TESTBEDS
 from polopt.data.tokenizer import CharacterTokenizer, HuggingFaceTokenizer, save_tokenizer
-from polopt.loops.credit import Ones
-from polopt.loops.language import Language
-from polopt.loops.prompting import Demonstrated
-from polopt.loops.wording import LogLikelihood
-from polopt.optim.adam import Adam
+from polopt.methods import registry
 from polopt.policies.language import huggingface
 from polopt.policies.language.sampling import Sampling, generate
 from polopt.policies.language.transformer import Transformer, tiny
@@ -86,7 +83,7 @@ def _taught_first(source: Source, method, posed) -> bool:
 
 
 def _learns_demonstrations(method) -> bool:
-    return isinstance(getattr(method, "sampler", None), Demonstrated)
+    return getattr(method, "imitates", False)
 
 
 def _posed(source: Source, method, steps: int):
@@ -137,17 +134,12 @@ def _small(task) -> Transformer:
     return Transformer.random(tiny(task.tokenizer.size), jax.random.key(0))
 
 
-def warmed_up(task: LanguageTask, iterations: int, prompts: int = 64):
+def warmed_up(task: LanguageTask, iterations: int):
     """The task's model after some iterations of supervised learning on its demonstrations."""
     if not isinstance(task, LanguageTask) or task.prompts.demonstration is None:
         raise DataError(f"A model is warmed up on demonstrations, but {task.name} has none; set --warm-start 0.")
-    method = Language(
-        sampler=Demonstrated(min(prompts, len(task.prompts))),
-        advantage=Ones(),
-        objective=LogLikelihood(),
-        step_rule=Adam(learning_rate=3e-3, anneal=False, max_grad_norm=1.0),
-    )
     task = dataclasses.replace(task, steps=iterations)
+    method = parts.replace(registry.load("sft")(task), {"anneal": False})
     learn = jax.jit(lambda task, state: jax.lax.fori_loop(0, iterations, lambda _, s: method.step(task, s)[0], state))
     return learn(task, method.init(task, jax.random.key(0))).policy
 

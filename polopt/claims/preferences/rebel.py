@@ -118,6 +118,6 @@ CLAIM = Claim(
         Check(EXPLOITABILITY, "REBEL, a game", below=0.05),
     ),
     seconds=30,
-    analysis="The lead of .05 over PPO after one iteration is for a PPO whose step was not tuned. With the best of four steps PPO is within .02 to .04 "
-    "of REBEL after the first iteration (seeds for trying out), and both end at the best reward.",
+    analysis="The lead of .05 over PPO after one iteration is for a PPO whose step was not tuned. With the best of four steps PPO is within .02 to "
+    ".04 of REBEL after the first iteration (seeds for trying out), and both end at the best reward.",
 )

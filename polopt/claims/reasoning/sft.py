@@ -24,7 +24,7 @@ def observe(task, policy):
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
-    method = parts.replace(sft(problem(0)), {"learning_rate": 0.05})
+    method = parts.replace(sft(problem(0)), {"learning_rate": 0.05, "anneal": False})
     found = learn(method, problem, seeds, observe)
     numbers = {FIRST: found[LOSS][:, 0], LAST: found[LOSS][:, -1], END: found[SUCCESS][:, -1]}
     return {"SFT": side(method, numbers, {LOSS: found[LOSS], SUCCESS: found[SUCCESS]})}
@@ -34,7 +34,7 @@ CLAIM = Claim(
     method="sft",
     statement="Maximum likelihood reproduces the demonstrations of its prompts, and does what they do.",
     baseline="the policy that training starts from",
-    task="T-AR, 16 prompts with one right answer each as the demonstration, Adam at .05, 300 iterations of all of them",
+    task="T-AR, 16 prompts with one right answer each as the demonstration, Adam at a constant .05, 300 iterations of all of them",
     run=run,
     checks=(
         Check(FIRST, "SFT", above=0.5),
