@@ -172,22 +172,20 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
 
 def _defaults(method: str, env: str | None, small: bool):
     """The method with its defaults for an environment, or for a small language model."""
+    from polopt.envs.task import ControlTask
     from polopt.methods import registry
 
     compose = registry.load(method)
-    if env is None:
-        from polopt.envs.task import ControlTask
+    general = compose(None)
+    if env is not None and general.takes is ControlTask:
+        from polopt.envs.make import make
 
-        general = compose(None)
-        if not small or general.takes is ControlTask:
-            return general
+        return compose(ControlTask(make(env), 1))
+    if small and general.takes is not ControlTask:
         from polopt.data.tasks import make_language_task
 
         return compose(make_language_task("t-bandit"))
-    from polopt.envs.make import make
-    from polopt.envs.task import ControlTask
-
-    return compose(ControlTask(make(env), 1))
+    return general
 
 
 def resume(argv: list[str]) -> int:

@@ -12,6 +12,7 @@ from polopt.data.dataset import DataError
 from polopt.data.host_verifiers import graded_by
 from polopt.data.language import LanguageTask
 
+WORDS = reasoning.PREFIX  # tasks that a model with a tokenizer is needed for
 FORMS = f"{', '.join(synthetic.SPACES)}, {', '.join(testbeds.TESTBEDS)}, reasoning_gym:NAME, FILE.jsonl or FILE.parquet"
 
 

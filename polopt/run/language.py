@@ -101,8 +101,12 @@ def _posed(source: Source, method, steps: int):
         tokenizer = HuggingFaceTokenizer(source.model)
     elif place.endswith(text_files.SUFFIXES):
         tokenizer = characters_of(place)
-    else:
+    elif place.startswith(tasks.WORDS):
         raise DataError(f"The task {place} is written in words, which a tiny model has no tokenizer for; give --model DIRECTORY.")
+    elif source.data is None:
+        return tasks.make_language_task(place, steps=steps, **options)  # which says what is wrong with the name
+    else:
+        tokenizer = None
     if source.data is None:
         return tasks.make_language_task(place, tokenizer=tokenizer, verifier=source.verifier, steps=steps, **options)
     if not place.endswith(text_files.SUFFIXES):

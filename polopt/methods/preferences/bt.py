@@ -18,10 +18,11 @@ from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import AllPairs
 from polopt.loops.preference_sources import Logged
 from polopt.loops.reward_model import RewardModelling
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 
 
 @composition
 def bt(task: PreferenceTask | None = None) -> RewardModelling:
     """A reward model of logged pairs."""
-    return RewardModelling(Logged(groups=32, pairs=AllPairs()))
+    return sized(task, RewardModelling(Logged(groups=32, pairs=AllPairs())))

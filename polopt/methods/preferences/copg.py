@@ -20,6 +20,7 @@ from polopt.data.language import LanguageTask
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, AsDrawn, Preference
 from polopt.loops.preference_sources import Logged, Online
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import mean_pair_difference
 
@@ -40,10 +41,10 @@ class Contrastive:
 @composition
 def copg(task: PreferenceTask | None = None) -> Preference:
     """CoPG on logged responses with rewards."""
-    return Preference(Logged(groups=64, pairs=AsDrawn()), Contrastive())
+    return sized(task, Preference(Logged(groups=64, pairs=AsDrawn()), Contrastive()))
 
 
 @composition
 def online(task: LanguageTask | None = None) -> Preference:
     """CoPG on responses of the current policy."""
-    return Preference(Online(), Contrastive())
+    return sized(task, Preference(Online(), Contrastive()))

@@ -22,6 +22,7 @@ from polopt.data.language import LanguageTask
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, Columns, Minibatches, Preference
 from polopt.loops.preference_sources import Comparisons, Logged, Online
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import logistic, margin
 
@@ -50,10 +51,10 @@ class Logistic:
 @composition
 def dpo(task: PreferenceTask | None = None) -> Preference:
     """DPO on logged pairs."""
-    return Preference(Logged(groups=64), Logistic())
+    return sized(task, Preference(Logged(groups=64), Logistic()))
 
 
 @composition
 def online(task: LanguageTask | None = None) -> Preference:
     """DPO on pairs of the current policy, labelled by the task's verifier."""
-    return Preference(Online(annotator=Comparisons()), Logistic(), Minibatches())
+    return sized(task, Preference(Online(annotator=Comparisons()), Logistic(), Minibatches()))

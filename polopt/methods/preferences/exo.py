@@ -27,6 +27,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, AsDrawn, Minibatches, Preference
 from polopt.loops.preference_sources import Logged
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import reverse_kl
 from polopt.optim.adam import Adam
@@ -72,10 +73,10 @@ STEP = Adam(learning_rate=1e-6, anneal=False, max_grad_norm=1.0, epsilon=1e-8)
 @composition
 def exo(task: PreferenceTask | None = None) -> Preference:
     """EXO on logged pairs, of which only the order counts."""
-    return Preference(Logged(groups=64), ReverseKLOfPairs(), Minibatches(STEP))
+    return sized(task, Preference(Logged(groups=64), ReverseKLOfPairs(), Minibatches(STEP)))
 
 
 @composition
 def scored(task: PreferenceTask | None = None) -> Preference:
     """EXO on logged groups of K responses with rewards."""
-    return Preference(Logged(groups=64, pairs=AsDrawn()), ReverseKL(), Minibatches(STEP))
+    return sized(task, Preference(Logged(groups=64, pairs=AsDrawn()), ReverseKL(), Minibatches(STEP)))

@@ -23,6 +23,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
 from polopt.loops.preference import PREVIOUS, START, LeastSquares, Minibatches, Preference
 from polopt.loops.preference_sources import Comparisons, Online
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import margin
 
@@ -57,10 +58,10 @@ class TwoAnchors:
 @composition
 def inpo(task: LanguageTask | None = None) -> Preference:
     """INPO on pairs of the current policy, labelled by the task's verifier."""
-    return Preference(Online(annotator=Comparisons()), TwoAnchors(), Minibatches())
+    return sized(task, Preference(Online(annotator=Comparisons()), TwoAnchors(), Minibatches()))
 
 
 @composition
 def exact(task: LanguageTask | None = None) -> Preference:
     """INPO whose regressions are solved: for tables, log-linear policies and other small ones."""
-    return Preference(Online(annotator=Comparisons()), TwoAnchors(), LeastSquares())
+    return sized(task, Preference(Online(annotator=Comparisons()), TwoAnchors(), LeastSquares()))

@@ -25,6 +25,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, Preference
 from polopt.loops.preference_sources import Logged
+from polopt.methods._language import sized
 from polopt.methods.preferences.dpo import first_over_second
 from polopt.methods.registry import composition
 
@@ -58,4 +59,4 @@ def optimum(reference, preferences, opponent, tau):
 @composition
 def ipo(task: PreferenceTask | None = None) -> Preference:
     """IPO on logged pairs."""
-    return Preference(Logged(groups=64), Squared())
+    return sized(task, Preference(Logged(groups=64), Squared()))

@@ -24,6 +24,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, Groups, Preference, mean_where
 from polopt.loops.preference_sources import Logged
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import prospect
 
@@ -69,4 +70,4 @@ class Prospect:
 @composition
 def kto(task: PreferenceTask | None = None) -> Preference:
     """KTO on logged responses."""
-    return Preference(Logged(groups=32, pairs=LabelledAndMismatched()), Prospect())
+    return sized(task, Preference(Logged(groups=32, pairs=LabelledAndMismatched()), Prospect()))

@@ -30,6 +30,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
 from polopt.loops.preference import PREVIOUS, START, Averaged, Minibatches, Preference
 from polopt.loops.preference_sources import Comparisons, Draws, Mixture, Online
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 
 
@@ -63,11 +64,11 @@ class AgainstOpponent:
 @composition
 def nash_md(task: LanguageTask | None = None) -> Preference:
     """Nash-MD-PG against the geometric mixture with the first policy."""
-    return Preference(Online(opponent=Mixture(0.125), annotator=Comparisons(sampled=False)), AgainstOpponent(), Minibatches())
+    return sized(task, Preference(Online(opponent=Mixture(0.125), annotator=Comparisons(sampled=False)), AgainstOpponent(), Minibatches()))
 
 
 @composition
 def ema(task: LanguageTask | None = None) -> Preference:
     """Nash-EMA-PG: against a moving average of the policy."""
     source = Online(opponent=Draws(PREVIOUS), annotator=Comparisons(sampled=False))
-    return Preference(source, AgainstOpponent(), Minibatches(), schedule=Averaged(0.999))
+    return sized(task, Preference(source, AgainstOpponent(), Minibatches(), schedule=Averaged(0.999)))

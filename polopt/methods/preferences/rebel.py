@@ -21,6 +21,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.language import LanguageTask
 from polopt.loops.preference import PREVIOUS, AllPairs, LeastSquares, Minibatches, Preference
 from polopt.loops.preference_sources import Online
+from polopt.methods._language import sized
 from polopt.methods.preferences.dpo import first_over_second
 from polopt.methods.registry import composition
 from polopt.optim.adam import Adam
@@ -52,10 +53,10 @@ def rebel(task: LanguageTask | None = None) -> Preference:
     """REBEL with two responses to a prompt."""
     source = Online(prompts_drawn=512, pairs=AllPairs(), kl_coefficient=0.05, sampling=Sampling(temperature=0.7))
     step = Adam(learning_rate=3e-6, max_grad_norm=1.0, epsilon=1e-8)
-    return Preference(source, RelativeReward(), Minibatches(step, epochs=4, minibatches=4))
+    return sized(task, Preference(source, RelativeReward(), Minibatches(step, epochs=4, minibatches=4)))
 
 
 @composition
 def exact(task: LanguageTask | None = None) -> Preference:
     """REBEL whose regressions are solved: for tables, log-linear policies and other small ones."""
-    return Preference(Online(prompts_drawn=64, pairs=AllPairs()), RelativeReward(), LeastSquares(ridge=1e-2))
+    return sized(task, Preference(Online(prompts_drawn=64, pairs=AllPairs()), RelativeReward(), LeastSquares(ridge=1e-2)))

@@ -28,6 +28,7 @@ from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import AllPairs
 from polopt.loops.preference_sources import Logged
 from polopt.loops.reward_model import RewardModelling
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import ensemble_reward
 
@@ -83,10 +84,10 @@ def best_of_n_kl(n) -> np.ndarray:
 @composition
 def rm_ensemble(task: PreferenceTask | None = None) -> RewardModelling:
     """Five reward models, the lowest of whose rewards counts."""
-    return RewardModelling(Logged(groups=32, pairs=AllPairs()), members=5, aggregate=Worst())
+    return sized(task, RewardModelling(Logged(groups=32, pairs=AllPairs()), members=5, aggregate=Worst()))
 
 
 @composition
 def uncertainty(task: PreferenceTask | None = None) -> RewardModelling:
     """Five reward models whose disagreement costs."""
-    return RewardModelling(Logged(groups=32, pairs=AllPairs()), members=5, aggregate=Uncertainty())
+    return sized(task, RewardModelling(Logged(groups=32, pairs=AllPairs()), members=5, aggregate=Uncertainty()))

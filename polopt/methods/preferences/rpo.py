@@ -20,6 +20,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import START, Preference
 from polopt.loops.preference_sources import Logged
+from polopt.methods._language import sized
 from polopt.methods.preferences.dpo import Logistic
 from polopt.methods.registry import composition
 from polopt.objectives.backend import safe_divide
@@ -48,10 +49,10 @@ class LogisticAndLikelihood:
 @composition
 def rpo(task: PreferenceTask | None = None) -> Preference:
     """RPO on logged pairs, with the likelihood summed over tokens."""
-    return Preference(Logged(groups=64), LogisticAndLikelihood())
+    return sized(task, Preference(Logged(groups=64), LogisticAndLikelihood()))
 
 
 @composition
 def average(task: PreferenceTask | None = None) -> Preference:
     """RPO with the mean over tokens."""
-    return Preference(Logged(groups=128), LogisticAndLikelihood(Logistic(beta=0.5), eta=0.2, average=True))
+    return sized(task, Preference(Logged(groups=128), LogisticAndLikelihood(Logistic(beta=0.5), eta=0.2, average=True)))

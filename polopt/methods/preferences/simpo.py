@@ -16,6 +16,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.preferences import PreferenceTask
 from polopt.loops.preference import Minibatches, Preference
 from polopt.loops.preference_sources import Logged
+from polopt.methods._language import sized
 from polopt.methods.registry import composition
 from polopt.objectives.preferences import logistic
 from polopt.optim.adam import Adam
@@ -40,4 +41,4 @@ class MarginLogistic:
 def simpo(task: PreferenceTask | None = None) -> Preference:
     """SimPO on logged pairs."""
     step = Adam(learning_rate=1e-6, max_grad_norm=1.0, epsilon=1e-8)
-    return Preference(Logged(groups=128), MarginLogistic(), Minibatches(step), length_normalised=True)
+    return sized(task, Preference(Logged(groups=128), MarginLogistic(), Minibatches(step), length_normalised=True))

@@ -27,7 +27,7 @@ from polopt.loops.credit import Raw
 from polopt.loops.language import Aggregation, Anchor, Language, Update
 from polopt.loops.prompting import Grouped, Order, draw_prompts, shuffled, surveyed, written
 from polopt.loops.wording import each_token, log_ratios, of_completion
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives.backend import Array, as_weights, safe_divide
 from polopt.policies.language.sampling import Sampling

@@ -28,7 +28,7 @@ from polopt.loops.credit import forgetful
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives.advantages import group_relative
 from polopt.objectives.backend import Array, as_weights, group_index, group_sum, log_gamma, safe_divide

@@ -21,7 +21,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import clipped_share
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 

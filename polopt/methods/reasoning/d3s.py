@@ -25,7 +25,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped, few, largest
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 
 

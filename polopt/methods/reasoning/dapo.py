@@ -22,7 +22,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Informative
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 
 

@@ -26,7 +26,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import few, largest
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 from polopt.objectives.backend import as_weights, safe_divide, stop_gradient, zero_masked

@@ -24,7 +24,7 @@ from polopt.loops.credit import Centred
 from polopt.loops.language import Advantage, Aggregation, Language
 from polopt.loops.prompting import Grouped, Informative
 from polopt.loops.wording import LogLikelihood
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives.advantages import group_relative
 from polopt.objectives.backend import as_weights, group_index, group_sum, safe_divide

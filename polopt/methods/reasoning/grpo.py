@@ -20,7 +20,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, KLPenalty, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 
 

@@ -24,7 +24,7 @@ from polopt.loops.credit import Centred
 from polopt.loops.language import Aggregation, Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import each_token, log_ratios, of_completion
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives.advantages import group_relative
 from polopt.objectives.backend import as_weights, group_index, group_sum, safe_divide

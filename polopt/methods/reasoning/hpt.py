@@ -36,7 +36,7 @@ from polopt.loops.credit import forgetful
 from polopt.loops.language import Aggregation, Language, group_means
 from polopt.loops.prompting import Accompanied
 from polopt.loops.wording import LogLikelihood
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives import advantages
 from polopt.objectives.backend import stop_gradient

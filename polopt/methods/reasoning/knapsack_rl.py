@@ -28,7 +28,7 @@ from polopt.loops.credit import GroupRelative
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped, Order, draw_prompts, no_verifier, shuffled, too_many, written
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.policies.language.sampling import Sampling
 

@@ -31,7 +31,7 @@ from polopt.loops.credit import Ones, forgetful
 from polopt.loops.language import Aggregation, KLPenalty, Language, Update
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives import advantages, surrogates
 from polopt.objectives.backend import as_weights, group_index, group_sum, reverse_recurrence, stop_gradient

@@ -27,7 +27,7 @@ from polopt.data.language import LanguageTask
 from polopt.loops.credit import forgetful
 from polopt.loops.language import Aggregation, Language, Update
 from polopt.loops.prompting import Informative
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives.backend import stop_gradient
 

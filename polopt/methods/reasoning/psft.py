@@ -23,7 +23,7 @@ from polopt.loops.credit import Ones
 from polopt.loops.language import Language, Update
 from polopt.loops.prompting import Demonstrated
 from polopt.loops.wording import clipped_share
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives import surrogates
 

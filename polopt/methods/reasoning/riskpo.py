@@ -28,7 +28,7 @@ from polopt.data.language import LanguageTask
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import Clipped
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives.backend import group_index, group_sum, safe_divide, safe_sqrt
 

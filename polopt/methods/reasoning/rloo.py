@@ -17,7 +17,7 @@ from polopt.loops.credit import LeaveOneOut
 from polopt.loops.language import Aggregation, KLReward, Language
 from polopt.loops.prompting import Grouped
 from polopt.loops.wording import LogLikelihood
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 
 

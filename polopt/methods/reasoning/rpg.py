@@ -27,7 +27,7 @@ from polopt.loops.credit import Centred
 from polopt.loops.language import Language, Update
 from polopt.loops.prompting import Informative
 from polopt.loops.wording import clipped_share
-from polopt.methods.reasoning._frame import adam
+from polopt.methods._language import adam
 from polopt.methods.registry import composition
 from polopt.objectives import divergences, surrogates
 from polopt.objectives.backend import check_choice

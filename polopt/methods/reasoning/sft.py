@@ -14,7 +14,7 @@ from polopt.loops.credit import Ones
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Demonstrated
 from polopt.loops.wording import LogLikelihood
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 
 

@@ -29,7 +29,7 @@ from polopt.loops.credit import forgetful
 from polopt.loops.language import Aggregation, Language
 from polopt.loops.prompting import Grouped, surveyed, written
 from polopt.loops.wording import Clipped, of_completion
-from polopt.methods.reasoning._frame import adam, few
+from polopt.methods._language import adam, few
 from polopt.methods.registry import composition
 from polopt.objectives import reduction
 from polopt.objectives.backend import Array
