@@ -1,7 +1,7 @@
 """RvS: told a good outcome, cloning picks the good policy out of a mixture.
 
-The average reward to go grows towards the goal, so that the average of the best whole episode, the default, is what bad walkers have near the goal: told
-that, RvS turns back there. The target of the claim was the best of 0, .1, .2, .3, .5, 1 and 2 on another seed.
+The average reward to go grows towards the goal, so that the average of the best whole episode, the default, is far below what good walkers have near
+the goal: told that, RvS does not get there. The target of the claim was the best of 0, .1, .2, .3, .5, 1 and 2 on another seed.
 """
 
 from polopt.claims.claim import Check, Claim, Side
