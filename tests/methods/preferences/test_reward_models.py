@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,10 +83,16 @@ def test_a_frozen_trunk_stays():
             assert held[0].shape == (2, *task.model.logits.shape)
 
 
+class Unreadable(eqx.Module):
+    """A model that embeds nothing."""
+
+    weight: jax.Array
+
+
 def test_a_model_that_cannot_be_read_is_refused():
     task = log_of_pairs()
-    bare = type(task)(object(), task.preferences, task.preferences, None, 1, 1, (), None, "bare")
-    assert "`embed`, which object does not have" in registry.load("bt")(bare).refuse(bare)
+    bare = type(task)(Unreadable(jnp.zeros(1)), task.preferences, task.preferences, None, 1, 1, (), None, "bare")
+    assert "`embed`, which Unreadable does not have" in registry.load("bt")(bare).refuse(bare)
 
 
 # -- ensembles ---------------------------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def judged(rewards):
     sampler = Accompanied(*rewards.shape)
     batch = sampler.gather(sampler.init(TASK, jax.random.key(0)), TASK, TASK.model, jax.random.key(1))[0]
     reward = np.concatenate([rewards, np.ones((len(rewards), 1))], 1).ravel().astype(np.float32)
-    return Judged(batch._replace(reward=jnp.asarray(reward)), jnp.zeros(batch.mask.shape), batch.mask, None, None, None)
+    zeros = jnp.zeros(batch.mask.shape)
+    return Judged(batch._replace(reward=jnp.asarray(reward)), zeros, batch.mask, zeros, None, None, None)
 
 
 def test_the_sampler():

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polopt.core import parts
 from polopt.loops.credit import Whitened
+from polopt.loops.language import KLPenalty, KLReward
 from polopt.methods import registry
 from tests.methods.reasoning.helpers import chain, credited, judged
 
@@ -42,6 +42,6 @@ def test_one_completion_of_each_prompt():
     assert method.sampler.completions == 1 and method.refuse(chain()) is None
 
 
-@pytest.mark.parametrize("name, place", [("reinforce_plus_plus", "reward"), ("reinforce_plus_plus:baseline", "loss")])
+@pytest.mark.parametrize("name, place", [("reinforce_plus_plus", KLReward), ("reinforce_plus_plus:baseline", KLPenalty)])
 def test_where_the_penalty_is_paid(name, place):
-    assert parts.fields(registry.load(name)(None))["penalty.place"] == place
+    assert isinstance(registry.load(name)(None).penalty, place)
