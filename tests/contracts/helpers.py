@@ -92,6 +92,18 @@ def spoken_for(name: str, by: list[str] | None = None) -> None:
         pytest.skip(f"loop and state of {name} are built as those of {first}")
 
 
+def spoken_for_by_its_loop(name: str) -> None:
+    """Skip what is tested of a loop with one of its methods."""
+    first = next(other for other in NAMES if _loop(other) == _loop(name))
+    if first != name:
+        pytest.skip(f"{name} is of the loop of {first}")
+
+
+def _loop(name: str):
+    method = registry.load(name)(None)
+    return type(method), *(type(getattr(method, slot, None)) for slot in ("rule", "improver", "sampler", "source", "fit"))
+
+
 def _built_alike(structure) -> list[str]:
     return [name for name in NAMES if _structure(name) == structure]
 
@@ -174,6 +186,11 @@ def small(name: str, on, sizes=SMALL, **changes):
     sizes = {field: value for end, value in sizes.items() for field in ending(known, end)}
     sizes |= {field: min(value, known[field]) for end, value in AT_MOST.items() for field in ending(known, end) if known[field] is not None}
     return parts.replace(method, {**sizes, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def steady(name: str, on, sizes=SMALL):
+    """`small`, with Adam's epsilon so large that rounding is not made into steps where a gradient is nothing."""
+    return small(name, on, sizes | ({"step_rule.epsilon": 1e-2, "fit.step.epsilon": 1e-2} if writes(name) else {}))
 
 
 _compiled: dict = {}

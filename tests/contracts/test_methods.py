@@ -42,6 +42,8 @@ from tests.contracts.helpers import (
     run,
     small,
     spoken_for,
+    spoken_for_by_its_loop,
+    steady,
     suits,
     takes,
     task,
@@ -64,7 +66,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(name):
 def test_seeds_together_equal_one_at_a_time(name):
     spoken_for(name)
     on = home(name)
-    method = small(name, on)
+    method = steady(name, on)
     together = jax.jit(jax.vmap(lambda key: jax.lax.fori_loop(0, 3, lambda _, s: method.step(on, s)[0], method.init(on, key))))
     both = together(jnp.stack([jax.random.key(0), jax.random.key(1)]))
     for seed in (0, 1):
@@ -81,9 +83,9 @@ def _close(x, y):
 
 @every_method
 def test_jit_changes_nothing(name):
-    spoken_for(name)
+    spoken_for_by_its_loop(name)
     on = home(name)
-    method = small(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2} | ({"updates": 1} if learns_from_data(name) else {}))
+    method = steady(name, on, SMALL | {"num_steps": 2, "horizon": 2, "num_envs": 2} | ({"updates": 1} if learns_from_data(name) else {}))
     with jax.disable_jit():
         plain = method.step(on, method.init(on, jax.random.key(0)))[0]
     for x, y in zip(arrays(plain), arrays(run(method, on, iterations=1)), strict=True):

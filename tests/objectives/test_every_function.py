@@ -85,6 +85,14 @@ def lengths(rng, b, t):
     return rng.integers(1, 5, size=b)
 
 
+def labels(rng, b, t):
+    return rng.integers(0, 2, size=b).astype(float)
+
+
+def several(rng, b, t):
+    return rng.normal(size=(b, t + 1))
+
+
 # -- cases -------------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +278,9 @@ CASES = {
         moves=(0, 1),
         constants=(2, 3),
     ),
+    "reverse_kl": case(P.reverse_kl, normal, log_probs, moves=(0, 1)),
+    "mean_pair_difference": case(P.mean_pair_difference, several),
+    "prospect": case(P.prospect, vector, labels, point=0.2, beta=0.7, desirable=1.0, undesirable=1.3),
     "ensemble_reward": case(P.ensemble_reward, normal, mode="uncertainty", coefficient=0.5),
     "ensemble_reward-worst": case(P.ensemble_reward, normal, mode="worst", axis=-1),
     "range_value_at_risk": case(R.range_value_at_risk, normal, call=lambda x: R.range_value_at_risk(x, 0.13, 0.71)),
