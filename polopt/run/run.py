@@ -163,7 +163,7 @@ DEFAULTS = {
 
 
 def _pose(method, env, *, data, evaluate_on, model, task, verifier, warm_start, steps) -> _Posed:
-    general = registry.load(method)(None) if isinstance(method, str) else method
+    general = _general(method)
     if model is not None or task is not None or _takes_language(general):
         others = [name for name, value in (("env", env), ("evaluate_on", evaluate_on)) if value is not None]
         if others:
@@ -206,9 +206,7 @@ def _pose_language(general, method, data, model, task, verifier, warm_start, ste
 def compose(method, task, changes: dict[str, Any]):
     """The method for a task, with changed hyperparameters, checked and matched against the task."""
     name = method if isinstance(method, str) else type(method).__name__
-    if not isinstance(method, str) and (isinstance(method, type) or not hasattr(method, "steps_per_iteration")):
-        raise RunError(f"method is {method!r}, but it must be a key such as 'ppo' (see `polopt list`) or a composed method such as OnPolicy(...).")
-    general = registry.load(method)(None) if isinstance(method, str) else method
+    general = _general(method)
     if not isinstance(task, general.takes):
         fitting = _that_take(task)
         hint = f" Methods that take it: {', '.join(fitting)}." if fitting else ""
@@ -219,6 +217,15 @@ def compose(method, task, changes: dict[str, Any]):
     if reason:
         raise RunError(f"The method {name} {reason}.")
     return composed
+
+
+def _general(method):
+    """The method that a key or a composed method means, whatever the task."""
+    if isinstance(method, str):
+        return registry.load(method)(None)
+    if isinstance(method, type) or not hasattr(method, "steps_per_iteration"):
+        raise RunError(f"method is {method!r}, but it must be a key such as 'ppo' (see `polopt list`) or a composed method such as OnPolicy(...).")
+    return method
 
 
 def _that_take(task, most: int = 6) -> list[str]:
