@@ -260,10 +260,15 @@ def _wordings(name):
     known = parts.fields(method)
     found = [(on, method)]
     for change in BINDING.values():
-        changes = {field: value for end, value in change.items() for field in ending(known, end)}
+        changes = {field: value for end, value in change.items() for field in ending(known, end) if not _counts(known[field], value)}
         if changes and parts.replace(method, changes).refuse(on) is None:
             found.append((on, parts.replace(method, changes)))
     return found
+
+
+def _counts(before, value) -> bool:
+    """Whether `before` counts something, so that a fraction cannot be its value."""
+    return isinstance(before, int) and isinstance(value, float)
 
 
 def _changes(field: str, method, on) -> bool:
