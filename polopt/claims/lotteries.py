@@ -58,7 +58,7 @@ def lottery(outcomes: tuple[Outcome, ...], *, prompts: int, steps: int) -> Langu
     asked = on_device(make_prompts([[q] for q in range(prompts)], facts=rewards))
     tokenizer = NumberTokenizer(max(prompts, len(outcomes)))
     policy = LotteryPolicy(jnp.zeros((prompts, arms)), outcomes)
-    return LanguageTask(policy, asked, asked, Lookup(len(outcomes)), steps, 1, (), tokenizer, "lottery")
+    return LanguageTask(policy, Lookup(len(outcomes)), steps, 1, (), tokenizer, "lottery", prompts=asked, held_out=asked)
 
 
 def best_of(log_probs, rewards, k: int):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 
 from polopt.data.prompts import Prompts
 
 
-class LanguageTask(eqx.Module):
-    """Write completions of `prompts` that `verifier` rewards.
+class WrittenTask(eqx.Module):
+    """What the tasks of language models share.
 
     model:       the policy that training starts from; None until `with_model` gives one.
-    held_out:    prompts that are only evaluated on.
     verifier:    see `polopt.data.prompts.Verifier`; None where there are demonstrations alone.
     steps:       iterations of the method.
     length:      the most new tokens, the stop token counted.
@@ -24,8 +23,6 @@ class LanguageTask(eqx.Module):
     """
 
     model: Any
-    prompts: Prompts
-    held_out: Prompts
     verifier: Any
     steps: int = eqx.field(static=True)
     length: int = eqx.field(static=True)
@@ -39,6 +36,13 @@ class LanguageTask(eqx.Module):
         """Whether grading calls code on the host."""
         return self.verifier is not None and self.verifier.host
 
-    def with_model(self, model) -> LanguageTask:
+    def with_model(self, model) -> Self:
         """The same task for another policy."""
         return dataclasses.replace(self, model=model)
+
+
+class LanguageTask(WrittenTask):
+    """Write completions of `prompts` that `verifier` rewards; the prompts `held_out` are only evaluated on."""
+
+    prompts: Prompts = dataclasses.field(kw_only=True)
+    held_out: Prompts = dataclasses.field(kw_only=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 from jax import Array
 
+from polopt.data.language import WrittenTask
 from polopt.data.prompts import Prompts
 
 
@@ -32,25 +32,8 @@ class Preferences(eqx.Module):
         return jax.tree.map(lambda x: x[rows], self)
 
 
-class PreferenceTask(eqx.Module):
-    """Learn from `preferences`; `held_out` is only evaluated on. The rest is as in `polopt.data.language.LanguageTask`."""
+class PreferenceTask(WrittenTask):
+    """Learn from `preferences`; those `held_out` are only evaluated on."""
 
-    model: Any
-    preferences: Preferences
-    held_out: Preferences
-    verifier: Any
-    steps: int = eqx.field(static=True)
-    length: int = eqx.field(static=True)
-    stop: tuple[int, ...] = eqx.field(static=True)
-    tokenizer: Any = eqx.field(static=True)
-    name: str = eqx.field(static=True)
-    notes: tuple[str, ...] = eqx.field(static=True, default=())
-
-    @property
-    def host(self) -> bool:
-        """Whether grading calls code on the host."""
-        return self.verifier is not None and self.verifier.host
-
-    def with_model(self, model) -> PreferenceTask:
-        """The same task for another policy."""
-        return dataclasses.replace(self, model=model)
+    preferences: Preferences = dataclasses.field(kw_only=True)
+    held_out: Preferences = dataclasses.field(kw_only=True)

@@ -146,7 +146,7 @@ def _looked_up(name: str, policy: TabularPolicy, rewards: Array, steps: int) -> 
 def _task(name: str, policy: TabularPolicy, verifier, facts, demonstrations, steps: int) -> LanguageTask:
     prompts = on_device(make_prompts([[q] for q in range(len(demonstrations))], facts=facts, demonstrations=demonstrations))
     tokenizer = NumberTokenizer(max(len(prompts), policy.vocabulary))
-    return LanguageTask(policy, prompts, prompts, verifier, steps, policy.length, (), tokenizer, name)
+    return LanguageTask(policy, verifier, steps, policy.length, (), tokenizer, name, prompts=prompts, held_out=prompts)
 
 
 def _success(key: Array, prompts: int, success, low: float, high: float) -> Array:

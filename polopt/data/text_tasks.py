@@ -96,8 +96,8 @@ def asked_task(
         notes = (*notes, f"Some answers of {source} are longer than {length} tokens, so that they are no demonstrations.")
         shown = None
     whole = on_device(make_prompts([prompts[i] for i in kept], facts=kept.astype(np.int32), demonstrations=shown, pad=tokenizer.pad))
-    parts = whole.take(learnt[:count]), whole.take(held)
-    return LanguageTask(model, *parts, verifier, steps, length, tokenizer.stop, tokenizer, name, notes)
+    parts = {"prompts": whole.take(learnt[:count]), "held_out": whole.take(held)}
+    return LanguageTask(model, verifier, steps, length, tokenizer.stop, tokenizer, name, notes, **parts)
 
 
 def demonstration_task(
@@ -127,7 +127,8 @@ def demonstration_task(
     shown = [completions[i] for i in kept]
     whole = on_device(make_prompts([prompts[i][1] for i in kept], demonstrations=shown, pad=tokenizer.pad))
     length = length if length is not None else max(map(len, shown))
-    return LanguageTask(model, whole.take(learnt), whole.take(held), None, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes)
+    parts = {"prompts": whole.take(learnt), "held_out": whole.take(held)}
+    return LanguageTask(model, None, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes, **parts)
 
 
 def preference_task(
@@ -172,7 +173,8 @@ def preference_task(
     prompts = make_prompts([asked[i][1] for i in kept], pad=tokenizer.pad)
     whole = on_device(Preferences(prompts, tokens.reshape(shape), mask.reshape(shape), jnp.asarray(score[kept])))
     length = length if length is not None else tokens.shape[1]
-    return PreferenceTask(model, whole.take(learnt), whole.take(held), verifier, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes)
+    parts = {"preferences": whole.take(learnt), "held_out": whole.take(held)}
+    return PreferenceTask(model, verifier, steps, length, tokenizer.stop, tokenizer, Path(path).stem, notes, **parts)
 
 
 def _answer(path, row: Row, column: str) -> str:

@@ -5,6 +5,7 @@ One iteration is `updates` updates, each on a minibatch drawn uniformly. The rul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import equinox as eqx
@@ -69,17 +70,11 @@ class State(eqx.Module):
     key: jax.Array
 
 
-@part
-class Offline:
-    """A method of the offline family: its rule and its hyperparameters. A step of the run is an update."""
+class FromLog:
+    """What all methods share that learn from a log and never act: `updates` of their `rule` in an iteration, on what `minibatches` draws.
 
-    rule: Rule
-    rewards: Rewards = Logged()
-    updates: int = hyper(100, at_least=1)  # updates in an iteration
-    batch_size: int = hyper(256, at_least=1)  # transitions an update learns from
-    normalise_observations: bool = False  # by the mean and the deviation of the dataset
-
-    # -- the protocol of methods ---------------------------------------------------------------------------------------
+    A step of the run is an update.
+    """
 
     takes = DataTask
     needs = "a dataset (--data)"
@@ -89,8 +84,6 @@ class Offline:
         data = task.dataset
         if isinstance(data.action_space, spaces.Box) and not data.action_space.bounded:
             return f"needs finite bounds of the actions, but those of {data.name} are {data.action_space}. Give the environment that they come from"
-        if self.rewards.n_step > len(data):
-            return f"looks {self.rewards.n_step} steps ahead, but {data.name} has {len(data)}. Set a smaller n_step"
         return self.rule.refuse(data)
 
     @property
@@ -105,14 +98,12 @@ class Offline:
 
     def step(self, task: DataTask, state: State) -> tuple[State, dict[str, jax.Array]]:
         key, k_learn = jax.random.split(state.key)
-        ring, inputs = self.ring(task.dataset), jax.vmap(state.normaliser)
+        drawn = self.minibatches(task.dataset, state.normaliser)
         progress = jnp.clip(state.iteration * self.updates / task.steps, 0.0, 1.0)
 
         def update(learner, key):
             k_sample, k_update = jax.random.split(key)
-            batch = self.sample(ring, task.dataset.action_space, k_sample)
-            batch = batch._replace(observation=inputs(batch.observation), next_observation=inputs(batch.next_observation))
-            learner, _, metrics = self.rule.update(learner, batch, progress, k_update)
+            learner, *_, metrics = self.rule.update(learner, drawn(k_sample), progress, k_update)
             return learner, metrics
 
         learner, metrics = jax.lax.scan(update, state.learner, jax.random.split(k_learn, self.updates))
@@ -121,7 +112,35 @@ class Offline:
     def policy(self, state: State):
         return self.rule.policy(state.learner, state.normaliser)
 
-    # -- minibatches ---------------------------------------------------------------------------------------------------
+    def minibatches(self, data: Dataset, normaliser: Normaliser) -> Callable[[jax.Array], Any]:
+        """A function of a key that draws what an update learns from."""
+        raise NotImplementedError
+
+
+@part
+class Offline(FromLog):
+    """A method of the offline family: its rule and its hyperparameters."""
+
+    rule: Rule
+    rewards: Rewards = Logged()
+    updates: int = hyper(100, at_least=1)  # updates in an iteration
+    batch_size: int = hyper(256, at_least=1)  # transitions an update learns from
+    normalise_observations: bool = False  # by the mean and the deviation of the dataset
+
+    def refuse(self, task) -> str | None:
+        data = task.dataset
+        if self.rewards.n_step > len(data):
+            return f"looks {self.rewards.n_step} steps ahead, but {data.name} has {len(data)}. Set a smaller n_step"
+        return super().refuse(task)
+
+    def minibatches(self, data: Dataset, normaliser: Normaliser):
+        ring, inputs = self.ring(data), jax.vmap(normaliser)
+
+        def draw(key) -> Transitions:
+            batch = self.sample(ring, data.action_space, key)
+            return batch._replace(observation=inputs(batch.observation), next_observation=inputs(batch.next_observation))
+
+        return draw
 
     def ring(self, data: Dataset) -> Ring:
         """The dataset as a full replay of one environment, to which nothing is added."""

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.actions import to_unit
 from polopt.core.parts import hyper, part
-from polopt.data.dataset import Dataset, DataTask
-from polopt.loops.offline import State
+from polopt.data.dataset import Dataset
+from polopt.loops.offline import FromLog
 from polopt.policies.actor import Normaliser
 
 
@@ -80,8 +80,8 @@ def episode_outcomes(data: Dataset):
 
 
 @part
-class OfflineWindows:
-    """A method that learns from windows of a log. A step of the run is an update."""
+class OfflineWindows(FromLog):
+    """A method that learns from windows of a log."""
 
     rule: SequenceRule
     updates: int = hyper(100, at_least=1)  # updates in an iteration
@@ -89,43 +89,9 @@ class OfflineWindows:
     normalise_observations: bool = True  # by the mean and the deviation of the dataset
 
     critic = False
-    takes = DataTask
-    needs = "a dataset (--data)"
-
-    def refuse(self, task) -> str | None:
-        """Why this method cannot take the task; None when it can."""
-        data = task.dataset
-        if isinstance(data.action_space, spaces.Box) and not data.action_space.bounded:
-            return f"needs finite bounds of the actions, but those of {data.name} are {data.action_space}. Give the environment that they come from"
-        return self.rule.refuse(data)
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.updates
-
-    def init(self, task: DataTask, key) -> State:
-        k_rule, key = jax.random.split(key)
-        data = task.dataset
-        normaliser = Normaliser(data.observation_space, data.statistics() if self.normalise_observations else None)
-        return State(self.rule.init(data, k_rule), normaliser, jnp.zeros((), jnp.int32), key)
-
-    def step(self, task: DataTask, state: State) -> tuple[State, dict[str, jax.Array]]:
-        key, k_learn = jax.random.split(state.key)
-        rows = self.rows(task.dataset)
-        progress = jnp.clip(state.iteration * self.updates / task.steps, 0.0, 1.0)
-
-        def update(learner, key):
-            k_sample, k_update = jax.random.split(key)
-            batch = self.sample(task.dataset, rows, state.normaliser, k_sample)
-            return self.rule.update(learner, batch, progress, k_update)
-
-        learner, metrics = jax.lax.scan(update, state.learner, jax.random.split(k_learn, self.updates))
-        return State(learner, state.normaliser, state.iteration + 1, key), jax.tree.map(jnp.mean, metrics)
-
-    def policy(self, state: State):
-        return self.rule.policy(state.learner, state.normaliser)
-
-    # -- minibatches ---------------------------------------------------------------------------------------------------
+    def minibatches(self, data: Dataset, normaliser: Normaliser):
+        rows = self.rows(data)
+        return lambda key: self.sample(data, rows, normaliser, key)
 
     def rows(self, data: Dataset):
         """(return to go, steps left, first row of the episode) of each row."""

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
-from polopt.core.actions import from_unit
 from polopt.core.networks import Feedforward, Linear, Torso
-from polopt.policies.actor import Normaliser
+from polopt.policies.deployed import Deployed, taken
 from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
 
 LOG_STD = (-5.0, 2.0)  # bounds of the log deviation of a box's actions
@@ -38,34 +37,24 @@ class ClonedActor(eqx.Module):
         self.action_space = action_space
 
     def __call__(self, vector, pictures):
-        x, space = self.head(self.torso((), vector, pictures)[1]), self.action_space
-        if isinstance(space, spaces.Discrete):
-            return Categorical(x)
-        if isinstance(space, spaces.MultiDiscrete):
-            return MultiCategorical(x, space.nvec)
-        if isinstance(space, spaces.MultiBinary):
-            return Bernoulli(x)
-        return Gaussian(jnp.tanh(x.reshape(space.shape)), jnp.clip(self.log_std, *LOG_STD), jnp.float32(-1), jnp.float32(1))
+        return cloned(self.action_space, self.head(self.torso((), vector, pictures)[1]), self.log_std)
 
 
-class ClonedPolicy(eqx.Module):
-    """A deployed actor with its normaliser: actions in the bounds of the environment."""
+def cloned(space, x, log_std):
+    """The distribution of a space's actions from a head's numbers x (n,) and, of a box, the log deviation."""
+    if isinstance(space, spaces.Discrete):
+        return Categorical(x)
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical(x, space.nvec)
+    if isinstance(space, spaces.MultiBinary):
+        return Bernoulli(x)
+    return Gaussian(jnp.tanh(x.reshape(space.shape)), jnp.clip(log_std, *LOG_STD), jnp.float32(-1), jnp.float32(1))
+
+
+class ClonedPolicy(Deployed):
+    """A deployed actor: actions in the bounds of the environment."""
 
     actor: ClonedActor
-    normaliser: Normaliser
-
-    @property
-    def observation_space(self):
-        return self.normaliser.space
-
-    @property
-    def action_space(self):
-        return self.actor.action_space
-
-    def initial_carry(self):
-        return ()
 
     def act(self, carry, observation, key=None):
-        distribution = self.actor(*self.normaliser(observation))
-        action = distribution.action(distribution.mode() if key is None else distribution.sample(key))
-        return carry, from_unit(self.action_space, action) if isinstance(self.action_space, spaces.Box) else action
+        return carry, taken(self.action_space, self.actor(*self.normaliser(observation)), key)[1]

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
-from polopt.core.actions import encoded, from_unit
+from polopt.core.actions import encoded
 from polopt.core.attention import Transformer, waves
 from polopt.core.networks import Feedforward, Linear, Torso
-from polopt.policies.actor import Normaliser
-from polopt.policies.cloned import LOG_STD, ClonedActor
-from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
+from polopt.policies.cloned import ClonedActor, cloned
+from polopt.policies.deployed import Deployed, taken
 
 
 def conditioned_actor(spec: Feedforward, observation_space, action_space, key) -> ClonedActor:
@@ -24,28 +23,16 @@ def conditioned_actor(spec: Feedforward, observation_space, action_space, key) -
     return ClonedActor(spec, both, action_space, key)
 
 
-class OutcomePolicy(eqx.Module):
+class OutcomePolicy(Deployed):
     """A deployed actor with the outcome that it is always told."""
 
     actor: ClonedActor
-    normaliser: Normaliser
     outcome: jax.Array
-
-    @property
-    def observation_space(self):
-        return self.normaliser.space
-
-    @property
-    def action_space(self):
-        return self.actor.action_space
-
-    def initial_carry(self):
-        return ()
 
     def act(self, carry, observation, key=None):
         vector, pictures = self.normaliser(observation)
         found = self.actor(jnp.concatenate([vector, self.outcome[None]]), pictures)
-        return carry, _deployed(self.action_space, found, key)
+        return carry, taken(self.action_space, found, key)[1]
 
 
 class SequenceActor(eqx.Module):
@@ -84,17 +71,7 @@ class SequenceActor(eqx.Module):
         tokens = jax.vmap(self.returns)(returns[:, None]), jax.vmap(self.states)(states), jax.vmap(self.actions)(actions)
         interleaved = jnp.stack([token + clock for token in tokens], axis=1).reshape(-1, self.width)
         features = self.transformer(interleaved, jnp.repeat(mask, 3)).reshape(-1, 3, self.width)[:, 1]
-        return jax.vmap(self.distribution)(features)
-
-    def distribution(self, features):
-        x, space = self.head(features), self.action_space
-        if isinstance(space, spaces.Discrete):
-            return Categorical(x)
-        if isinstance(space, spaces.MultiDiscrete):
-            return MultiCategorical(x, space.nvec)
-        if isinstance(space, spaces.MultiBinary):
-            return Bernoulli(x)
-        return Gaussian(jnp.tanh(x.reshape(space.shape)), jnp.clip(self.log_std, *LOG_STD), jnp.float32(-1), jnp.float32(1))
+        return jax.vmap(lambda x: cloned(self.action_space, self.head(x), self.log_std))(features)
 
 
 class RewardModel(eqx.Module):
@@ -113,7 +90,7 @@ class RewardModel(eqx.Module):
         return self.head(self.torso((), jnp.concatenate([vector, action, following]), ())[1])[0]
 
 
-class SequencePolicy(eqx.Module):
+class SequencePolicy(Deployed):
     """A deployed sequence actor. It remembers its last K steps, and what its reward model says that it has earned of the target.
 
     target and scale: the return to reach, and what returns are divided by. The carry is zero at the start of an episode.
@@ -121,18 +98,9 @@ class SequencePolicy(eqx.Module):
 
     actor: SequenceActor
     reward: RewardModel
-    normaliser: Normaliser
     target: jax.Array
     scale: jax.Array
     context: int = eqx.field(static=True)
-
-    @property
-    def observation_space(self):
-        return self.normaliser.space
-
-    @property
-    def action_space(self):
-        return self.actor.action_space
 
     def initial_carry(self) -> dict[str, Any]:
         d, k = spaces.size(self.observation_space), self.actor.actions.weight.shape[-1]
@@ -150,19 +118,12 @@ class SequencePolicy(eqx.Module):
         steps = jnp.maximum(t + place, 0)
         found = self.actor(returns, states, actions, steps, (t + place >= 0).astype(jnp.float32))
         found = jax.tree.map(lambda x: x[-1], found)
-        raw = found.mode() if key is None else found.sample(key)
-        taken = found.action(raw)
-        actions = actions.at[-1].set(jnp.ravel(encoded(self.action_space, taken)).astype(actions.dtype))
+        drawn, action = taken(self.action_space, found, key)
+        actions = actions.at[-1].set(jnp.ravel(encoded(self.action_space, drawn)).astype(actions.dtype))
         carry = {"returns": returns, "states": states, "actions": actions, "earned": earned, "step": t + 1}
-        return carry, from_unit(self.action_space, taken) if isinstance(self.action_space, spaces.Box) else taken
+        return carry, action
 
 
 def _pushed(rows, new):
     """The rows with the first one dropped and a new one behind."""
     return jnp.concatenate([rows[1:], new[None]])
-
-
-def _deployed(space, found, key):
-    """An action of the environment from a distribution of actions as learners see them."""
-    action = found.action(found.mode() if key is None else found.sample(key))
-    return from_unit(space, action) if isinstance(space, spaces.Box) else action

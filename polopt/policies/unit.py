@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.actions import from_unit
 from polopt.core.networks import Feedforward, Linear, Torso
-from polopt.policies.actor import Normaliser
+from polopt.policies.deployed import Deployed
 from polopt.policies.distributions import SquashedGaussian
 
 LOG_STD = (-20.0, 2.0)  # bounds of the log deviation of a Gaussian actor
@@ -59,22 +59,10 @@ class GaussianActor(eqx.Module):
         return distribution.action(distribution.mode() if key is None else distribution.sample(key))
 
 
-class UnitPolicy(eqx.Module):
-    """A deployed actor of a box with its normaliser: actions in the bounds of the environment."""
+class UnitPolicy(Deployed):
+    """A deployed actor of a box: actions in the bounds of the environment."""
 
     actor: DeterministicActor | GaussianActor
-    normaliser: Normaliser
-
-    @property
-    def observation_space(self):
-        return self.normaliser.space
-
-    @property
-    def action_space(self):
-        return self.actor.action_space
-
-    def initial_carry(self):
-        return ()
 
     def act(self, carry, observation, key=None):
         return carry, from_unit(self.action_space, self.actor.draw(*self.normaliser(observation), key))

@@ -35,7 +35,7 @@ def preferences(embedding: bool) -> PreferenceTask:
     lengths = 1 + jnp.arange(pairs.mask[..., 0].size).reshape(pairs.mask.shape[:2]) % 3  # so that what is divided by a length shows
     pairs = dataclasses.replace(pairs, mask=pairs.mask & (jnp.arange(3)[None, None] < lengths[..., None]))
     model = Transformer.random(dataclasses.replace(tiny(8), layers=1), jax.random.key(1)) if embedding else of.model
-    return PreferenceTask(model, pairs, pairs, None, STEPS, of.length, of.stop, of.tokenizer, "pairs")
+    return PreferenceTask(model, None, STEPS, of.length, of.stop, of.tokenizer, "pairs", preferences=pairs, held_out=pairs)
 
 
 def as_files(on, folder: Path) -> dict[str, str]:

@@ -91,13 +91,13 @@ def logged(model, index, responses, score, *, steps: int, lengths=None) -> Prefe
     length = responses.shape[2]
     mask = jnp.ones(responses.shape, bool) if lengths is None else jnp.arange(length)[None, None] < jnp.asarray(lengths)[..., None]
     log = Preferences(prompts, responses, mask, jnp.asarray(score, jnp.float32))
-    return PreferenceTask(model, log, log, None, steps, length, (), None, "an exact problem")
+    return PreferenceTask(model, None, steps, length, (), None, "an exact problem", preferences=log, held_out=log)
 
 
 def scored(model, rewards, *, steps: int) -> LanguageTask:
     """Prompts whose sequences have the rewards (Q, N), in lexicographic order."""
     prompts = problems(rewards.shape[0], jnp.asarray(rewards))
-    return LanguageTask(model, prompts, prompts, Lookup(model.vocabulary), steps, model.length, (), None, "an exact problem")
+    return LanguageTask(model, Lookup(model.vocabulary), steps, model.length, (), None, "an exact problem", prompts=prompts, held_out=prompts)
 
 
 @part
@@ -111,4 +111,4 @@ class Table:
 def game(model, preferences, *, steps: int) -> LanguageTask:
     """One prompt, answers of one token, and preferences (K, K) that `Table` judges by."""
     prompts = problems(1, jnp.asarray(preferences, jnp.float32)[None])
-    return LanguageTask(model, prompts, prompts, None, steps, 1, (), None, "a game of preferences")
+    return LanguageTask(model, None, steps, 1, (), None, "a game of preferences", prompts=prompts, held_out=prompts)

@@ -54,7 +54,7 @@ def problem(seed: int) -> LanguageTask:
     policy = TabularPolicy(jnp.zeros((SHOWN, CLASSES)), "linear", features=shown, weights=weights)
     prompts = on_device(make_prompts([[i] for i in range(SHOWN)], demonstrations=np.asarray(labels)[:, None].tolist()))
     others = on_device(make_prompts([[0]] * HELD_OUT, facts=held))
-    return LanguageTask(policy, prompts, others, None, ROUNDS, 1, (), NumberTokenizer(SHOWN), "a new skill")
+    return LanguageTask(policy, None, ROUNDS, 1, (), NumberTokenizer(SHOWN), "a new skill", prompts=prompts, held_out=others)
 
 
 def observe(task: LanguageTask, policy: TabularPolicy) -> dict[str, jax.Array]:

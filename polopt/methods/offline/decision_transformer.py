@@ -95,7 +95,7 @@ class ReturnToGo:
         return ActorCritic(actor, model, (), (), asked, optimisers, jnp.zeros((), jnp.int32))
 
     def policy(self, learner, normaliser):
-        return SequencePolicy(learner.actor, learner.critic, normaliser, learner.extra.target, learner.extra.scale, self.context)
+        return SequencePolicy(learner.actor, normaliser, learner.critic, learner.extra.target, learner.extra.scale, self.context)
 
     def update(self, learner, batch, progress, key):
         loss, gradient = jax.value_and_grad(sequence_loss)(learner.actor, batch, learner.extra.scale)
