@@ -10,8 +10,8 @@ from polopt.objectives import advantages, reduction
 
 def forgetful(cls):
     """An advantage part without statistics of its own: `cls` need define `advantage(batch, judged)` only."""
-    cls.init = lambda self, task: ()
-    cls.__call__ = lambda self, state, batch, judged: (self.advantage(batch, judged), state)
+    cls.init = lambda self, task, key: ()
+    cls.__call__ = lambda self, state, task, batch, judged: (self.advantage(batch, judged), state)
     return part(cls)
 
 

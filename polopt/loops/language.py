@@ -107,15 +107,19 @@ class Shaping(Protocol):
 
 
 class Advantage(Protocol):
-    """From rewards to advantages, (N,) or (N, T). `fewest`, where it is said, is the smallest group that teaches anything."""
+    """From rewards to advantages, (N,) or (N, T). `fewest`, where it is said, is the smallest group that teaches anything; `refuse`, where it is
+    there, says why a task cannot be taken."""
 
-    def init(self, task: LanguageTask) -> Any: ...
+    def init(self, task: LanguageTask, key) -> Any: ...
 
-    def __call__(self, state, batch: Batch, judged: Judged) -> tuple[jax.Array, Any]: ...
+    def __call__(self, state, task: LanguageTask, batch: Batch, judged: Judged) -> tuple[jax.Array, Any]: ...
 
 
 class Selection(Protocol):
-    """Which tokens are learnt from, (N, T) bool, out of those of valid completions."""
+    """Which tokens are learnt from, (N, T) bool, out of those of valid completions. `reads` says whether it looks at the old policy's entropies or
+    log-probabilities, which cost a pass over the completions."""
+
+    reads: bool
 
     def __call__(self, judged: Judged, entropy, progress) -> jax.Array: ...
 
@@ -140,6 +144,8 @@ class Penalty(Protocol):
 @part
 class Everything:
     """Every token."""
+
+    reads = False
 
     def __call__(self, judged: Judged, entropy, progress):
         return judged.learn
@@ -292,7 +298,8 @@ class Language:
         if self.sampler.completions is not None and self.sampler.completions < fewest:
             name = type(self.advantage).__name__
             return f"compares the completions of a prompt ({name}), but has {self.sampler.completions} of each. Set completions to {fewest} or more"
-        return self.sampler.refuse(task)
+        refuses = getattr(self.advantage, "refuse", lambda task: None)
+        return refuses(task) or self.sampler.refuse(task)
 
     def init(self, task: LanguageTask, key) -> State:
         k_sampler, key = jax.random.split(key)
@@ -302,7 +309,7 @@ class Language:
             anchor=policy if self.penalty.refresh_every else None,
             optimiser=self.step_rule.init(eqx.filter(policy, trainable(policy))),
             sampler=self.sampler.init(task, k_sampler),
-            advantage=self.advantage.init(task),
+            advantage=self.advantage.init(task, jax.random.fold_in(k_sampler, 1)),
             iteration=jnp.zeros((), jnp.int32),
             key=key,
         )
@@ -347,7 +354,7 @@ class Language:
 
     def judge(self, task: LanguageTask, state: State, batch: Batch) -> tuple[Judged, Any, jax.Array]:
         """Advantages of the batch, the advantage's new state, and the old policy's entropies (N, T)."""
-        needs_old = not self.on_policy or self.penalty.anchored or not isinstance(self.selection, Everything)
+        needs_old = not self.on_policy or self.penalty.anchored or self.selection.reads
         zeros = jnp.zeros_like(batch.sampled_log_prob)
         old = self.score_in_pieces(task, state.policy, batch) if needs_old else Scored(zeros, zeros)
         anchor = zeros
@@ -359,7 +366,7 @@ class Language:
         learn = batch.mask & batch.valid[:, None]
         mean = group_means(batch.reward, batch.valid, batch.group, self.sampler.groups)
         judged = Judged(batch, zeros, learn, paid, old.log_prob, anchor, mean)
-        advantage, memory = self.advantage(state.advantage, batch, judged)
+        advantage, memory = self.advantage(state.advantage, task, batch, judged)
         per_token = jnp.broadcast_to(advantage[:, None], learn.shape) if advantage.ndim == 1 else advantage
         return judged._replace(advantage=jax.lax.stop_gradient(jnp.where(learn, per_token, 0.0))), memory, old.entropy
 

@@ -24,6 +24,8 @@ EARLY, LAST = "exact accuracy after 15 steps", "exact accuracy at the end"
 class AtRandom:
     """As many completions as D3S takes. The order is fixed: prompts come in a new one each time, and the completions of a prompt are alike."""
 
+    reads = False
+
     first: float = hyper(0.15, above=0, at_most=1)
     last: float = hyper(0.5, above=0, at_most=1)
 

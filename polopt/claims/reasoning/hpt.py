@@ -41,6 +41,8 @@ class Mixture:
 class Phases:
     """Demonstrations alone for a part of the training, then the policy's own completions alone."""
 
+    reads = False
+
     first: float = hyper(0.2, at_least=0, at_most=1)
 
     def __call__(self, judged, entropy, progress):

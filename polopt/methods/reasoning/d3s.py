@@ -50,6 +50,8 @@ def widest(x, count):
 class DownSampling:
     """The completions of the widest spread of advantages, and their most telling tokens."""
 
+    reads = True
+
     first: float = hyper(0.15, above=0, at_most=1)  # share of completions at the start
     last: float = hyper(0.5, above=0, at_most=1)  # and at the end
     first_tokens: float = hyper(0.2, above=0, at_most=1)  # share of their tokens at the start

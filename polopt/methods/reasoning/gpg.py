@@ -47,11 +47,11 @@ class Corrected:
 
     fewest = 2
 
-    def init(self, task: LanguageTask):
-        return self.of.init(task)
+    def init(self, task: LanguageTask, key):
+        return self.of.init(task, key)
 
-    def __call__(self, state, batch, judged):
-        advantage, state = self.of(state, batch, judged)
+    def __call__(self, state, task, batch, judged):
+        advantage, state = self.of(state, task, batch, judged)
         return batch_correction(batch.reward, batch.group, batch.valid) * advantage, state
 
 

@@ -74,6 +74,8 @@ class Hybrid:
 class Gate:
     """The policy's own completions of questions that it solves often enough, the demonstration of the others."""
 
+    reads = False
+
     gate: float = hyper(0.0, at_least=-1, at_most=1)  # success rate above which there is no need of a demonstration; below 0: never one
 
     def __call__(self, judged, entropy, progress):

@@ -92,11 +92,11 @@ class MixedValueAtRisk:
     scale: bool = True  # divide by the deviation of a bundle's scores
     credit: str = hyper("std", choices=("uniform", "std", "share"))  # how a paper's worth goes to its responses
 
-    def init(self, task: LanguageTask):
+    def init(self, task: LanguageTask, key):
         """(q_a, q_b), and whether there were scores yet."""
         return jnp.zeros((2,)), jnp.zeros((), bool)
 
-    def __call__(self, state, batch, judged):
+    def __call__(self, state, task, batch, judged):
         tracked, warm = state
         papers = papers_of(batch, self.bundle)
         levels = jnp.stack([jnp.asarray(self.a), jnp.asarray(self.b)])

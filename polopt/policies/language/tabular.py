@@ -104,11 +104,7 @@ class TabularPolicy(eqx.Module):
         return self.table().at[place].get(mode="clip"), place
 
     def score(self, prompts, mask, completions, completion_mask, temperature=1.0, *, entropy: bool = True) -> Scored:
-        self._check(prompts, mask, completions.shape[1])
-        rows = [jnp.zeros(prompts.shape[0], jnp.int32)]
-        for t in range(completions.shape[1] - 1):
-            rows.append(self._following(rows[-1], completions[:, t]))
-        logits = self.table().at[prompts[:, -1:], jnp.stack(rows, 1)].get(mode="clip")
+        logits = self.table().at[prompts[:, -1:], self._rows(prompts, mask, completions)].get(mode="clip")
         log_prob, spread = logit_scores(logits / temperature, completions, entropy=entropy)
         return Scored(jnp.where(completion_mask, log_prob, 0), jnp.where(completion_mask, spread, 0))
 
@@ -118,6 +114,20 @@ class TabularPolicy(eqx.Module):
         dtype = self.logits.dtype
         written = jax.nn.one_hot(completions, self.vocabulary, dtype=dtype) * completion_mask[..., None].astype(dtype)
         return jnp.concatenate([jax.nn.one_hot(prompts[:, -1], self.logits.shape[0], dtype=dtype), written.reshape(written.shape[0], -1)], 1)
+
+    def states(self, prompts, mask, completions) -> Array:
+        """(B, N, Q rows): which row of the table each token is drawn from, as zeros and ones: what a critic of tokens reads."""
+        problems, rows, _ = self.table().shape
+        place = prompts[:, -1:] * rows + self._rows(prompts, mask, completions)
+        return jax.nn.one_hot(place, problems * rows, dtype=self.logits.dtype)
+
+    def _rows(self, prompts, mask, completions) -> Array:
+        """(B, N): the row before each token."""
+        self._check(prompts, mask, completions.shape[1])
+        rows = [jnp.zeros(prompts.shape[0], jnp.int32)]
+        for t in range(completions.shape[1] - 1):
+            rows.append(self._following(rows[-1], completions[:, t]))
+        return jnp.stack(rows, 1)
 
     def _following(self, row, token):
         return row + 1 if self.kind == "chain" else 1 + self.vocabulary * row + token

@@ -279,16 +279,20 @@ class Transformer(eqx.Module):
         return head_logits(hidden, self._head, config.softcap), cache
 
     def score(self, prompts, mask, completions, completion_mask, temperature=1.0, *, entropy: bool = True) -> Scored:
-        self._check(prompts, mask, completions.shape[1])
         rows, length = completions.shape
-        tokens = jnp.concatenate([prompts, completions[:, :-1]], 1)
-        seen = jnp.concatenate([mask.astype(bool), jnp.ones((rows, length - 1), bool)], 1)
-        hidden, _ = self._read(tokens, seen)
-        hidden = hidden[:, -length:].reshape(rows * length, -1)
+        hidden = self.states(prompts, mask, completions).reshape(rows * length, -1)
         scores = token_scores(
             hidden, self._head, completions.ravel(), completion_mask.ravel(), temperature, softcap=self.config.softcap, entropy=entropy
         )
         return Scored(*(s.reshape(rows, length) for s in scores))
+
+    def states(self, prompts, mask, completions) -> Array:
+        """(B, N, D): the hidden state before each token of the completions, from which it is drawn: what a critic of tokens reads."""
+        self._check(prompts, mask, completions.shape[1])
+        rows, length = completions.shape
+        tokens = jnp.concatenate([prompts, completions[:, :-1]], 1)
+        seen = jnp.concatenate([mask.astype(bool), jnp.ones((rows, length - 1), bool)], 1)
+        return self._read(tokens, seen)[0][:, -length:]
 
     def embed(self, prompts, mask, completions, completion_mask) -> Array:
         """(B, D): the hidden state on the last token of each completion, or of the prompt where it is empty: what a reward model reads."""

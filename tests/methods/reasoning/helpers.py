@@ -78,7 +78,7 @@ def judged(reward, group, *, lengths=None, valid=None, baseline=0.0, paid=None) 
 
 def credited(advantage, given: Judged):
     """What an advantage without statistics gives."""
-    return advantage((), given.batch, given)[0]
+    return advantage((), None, given.batch, given)[0]
 
 
 def everywhere(function, *arrays, rtol=1e-5, atol=1e-6):

@@ -40,7 +40,7 @@ def test_micro_batches_change_nothing(name):
     split = parts.replace(method, {"micro_batch": next(size for size in (4, 2, 1) if n // method.minibatches % size == 0)})
     batch = completions(method, task)
     start = task.model if method.penalty.refresh_every else None
-    state = State(task.model, start, (), (), method.advantage.init(task), jnp.int32(0), jax.random.key(0))
+    state = State(task.model, start, (), (), method.advantage.init(task, jax.random.key(0)), jnp.int32(0), jax.random.key(0))
     noise = lambda seed: 0.1 * jax.random.normal(jax.random.key(seed), task.model.logits.shape)  # noqa: E731
     policy, anchor = (TabularPolicy(task.model.logits + noise(seed), "chain") for seed in (0, 1))
 

@@ -20,7 +20,7 @@ GROUPS = np.array([0, 0, 1, 1, 2, 2, 3, 3])
 
 def corrected(given, of=None):
     advantage = Corrected() if of is None else Corrected(of)
-    return advantage((), given.batch, given)[0]
+    return advantage((), None, given.batch, given)[0]
 
 
 def test_two_of_four_groups_say_nothing():

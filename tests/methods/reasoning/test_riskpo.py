@@ -94,8 +94,8 @@ def test_tracked_quantiles_settle_where_they_should():
     rng = np.random.default_rng(0)
     part = MixedValueAtRisk(bundle=1, rate=0.02)
     task, batch = a_batch(np.zeros((4, 50)))
-    step = jax.jit(lambda state, reward: part(state, batch._replace(reward=reward), None)[1])
-    state = part.init(task)
+    step = jax.jit(lambda state, reward: part(state, None, batch._replace(reward=reward), None)[1])
+    state = part.init(task, None)
     draws = [jnp.asarray(rng.normal(size=200), jnp.float32) for _ in range(600)]
     np.testing.assert_allclose(step(state, draws[0])[0], np.quantile(draws[0], [A, B]), atol=0.02)
     seen = []
@@ -107,7 +107,7 @@ def test_tracked_quantiles_settle_where_they_should():
 
 def weights_of(part, batch, task):
     state = (jnp.array([1.0, 2.0]), jnp.ones((), bool))
-    return np.asarray(part(state, batch, None)[0]).reshape(4, 3)
+    return np.asarray(part(state, None, batch, None)[0]).reshape(4, 3)
 
 
 def test_credit():
@@ -138,8 +138,8 @@ def test_every_field_counts():
     changes = dict(bundle=4, a=0.1, b=0.9, w=0.3, tail="upper", centre=False, scale=False, credit="uniform")
     for name, value in changes.items():
         assert np.abs(weights_of(dataclasses.replace(part, **{name: value}), batch, task) - weights_of(part, batch, task)).max() > 1e-6, name
-    state = part.init(task)
-    fast, slow = (dataclasses.replace(part, rate=rate)(state, batch, None)[1][0] for rate in (0.1, 0.01))
+    state = part.init(task, None)
+    fast, slow = (dataclasses.replace(part, rate=rate)(state, None, batch, None)[1][0] for rate in (0.1, 0.01))
     assert np.abs(fast - slow).max() > 1e-6
 
 
