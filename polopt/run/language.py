@@ -71,9 +71,21 @@ def pose(source: Source, method, steps: int, directory: Path | None = None) -> L
     if model.vocabulary < posed.tokenizer.size:
         known = f"The model {source.model} knows {model.vocabulary} tokens, but its tokenizer has {posed.tokenizer.size}"
         raise DataError(f"{known}; give a model and a tokenizer that belong together.")
+    _check_context(posed, model)
     posed = posed.with_model(model)
     iterations = source.warm_start if source.warm_start is not None else TINY_WARM_START if _taught_first(source, method, posed) else 0
     return posed.with_model(warmed_up(posed, iterations)) if iterations else posed
+
+
+def _check_context(posed, model) -> None:
+    """DataError where a prompt with its completion is longer than what the model can see."""
+    prompts = posed.preferences.prompts if isinstance(posed, PreferenceTask) else posed.prompts
+    context, longest = model.config.context, prompts.tokens.shape[1]
+    if longest + posed.length > context:
+        raise DataError(
+            f"The prompts of {posed.name} have up to {longest} tokens and their completions up to {posed.length}, but the model sees {context} in "
+            "all; take a model with a longer context, or shorten them by the task's options length and longest (which leaves longer prompts out)."
+        )
 
 
 def _taught_first(source: Source, method, posed) -> bool:

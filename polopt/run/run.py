@@ -10,17 +10,18 @@ import json
 import os
 import pickle
 import platform
+import re
 import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polopt.core import parts, spaces
+from polopt.core import parts
 from polopt.data.behaviour import behaviour_column, checked
 from polopt.data.dataset import DataTask
 from polopt.envs.host import clear_errors
@@ -32,6 +33,7 @@ from polopt.run import records
 from polopt.run.agent import Agent
 from polopt.run.data import load_data
 from polopt.run.loggers import make_logger
+from polopt.run.posing import DEFAULTS, Posed, RunError, compose, counted, dataset_of, environment_of, fits, pose, spaces_of
 from polopt.run.progress import Progress
 from polopt.run.statistics import bootstrap_interval, interquartile_mean
 from polopt.run.training import Plan, Seeds, Training, TrainingFailed, earned
@@ -39,10 +41,6 @@ from polopt.run.training import Plan, Seeds, Training, TrainingFailed, earned
 FORMAT = 1
 KEYS = ("format", "method", "fields", "env", "named_env", "steps", "seeds", "evaluation", "versions", "log")  # of run.json
 LIBRARIES = ("polopt", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "gymnax", "gymnasium", "numpy", "mujoco", "envpool")
-
-
-class RunError(ValueError):
-    """A user's mistake about a run: the message says what was given, what is expected and what to try."""
 
 
 def fit(
@@ -89,10 +87,10 @@ def fit(
     Raises RunError, ValueError or TypeError for a user's mistake before anything is trained.
     """
     numbers = _seed_numbers(seeds)
-    posed = _pose(method, env, data=data, evaluate_on=evaluate_on, model=model, task=task, verifier=verifier, warm_start=warm_start, steps=steps)
+    posed = pose(method, env, data=data, evaluate_on=evaluate_on, model=model, task=task, verifier=verifier, warm_start=warm_start, steps=steps)
     usual = DEFAULTS["language" if posed.language else "control"]
     steps = posed.task.steps
-    evaluations, episodes, final_episodes = _counts(
+    evaluations, episodes, final_episodes = counted(
         evaluations=evaluations,
         episodes=usual["episodes"] if episodes is None else episodes,
         final_episodes=usual["final_episodes"] if final_episodes is None else final_episodes,
@@ -135,107 +133,15 @@ def fit(
 
             keep_model(posed.task, directory)
         records.write_json_atomic(directory / "run.json", config)
-    return _train(posed.run(directory), composed, posed.task, loggers, quiet=quiet, resume=False)
+    return _train(_run_of(posed, directory), composed, posed.task, loggers, quiet=quiet, resume=False)
 
 
-class _Posed(NamedTuple):
-    """What is learnt from, and what a run keeps of it."""
-
-    task: Any
-    name: str  # of what policies are evaluated on
-    source: str  # of what is learnt from
-    named: bool  # whether a name is enough to make it again
-    data: dict[str, Any] | None = None  # of a dataset
-    language: dict[str, Any] | None = None  # of a language task
-    made: bool = False  # whether the model that training starts from was made for this run
-
-    def run(self, directory: Path) -> "Run":
-        task = self.task
-        if self.language:
-            return Run(directory, task=None if self.named else task)
-        return Run(directory, None if self.named else task.env, task.dataset if isinstance(task, DataTask) else None)
-
-
-DEFAULTS = {
-    "control": {"steps": 500_000, "episodes": 10, "final_episodes": 20},
-    "language": {"steps": 300, "episodes": 64, "final_episodes": 256},
-}
-
-
-def _pose(method, env, *, data, evaluate_on, model, task, verifier, warm_start, steps) -> _Posed:
-    general = _general(method)
-    if model is not None or task is not None or _takes_language(general):
-        others = [name for name, value in (("env", env), ("evaluate_on", evaluate_on)) if value is not None]
-        if others:
-            raise RunError(f"{others[0]} is for methods that act in environments; a language model is given a task (--task) or data (--data).")
-        return _pose_language(general, method, data, model, task, verifier, warm_start, steps)
-    if verifier is not None or warm_start is not None:
-        raise RunError(f"{'verifier' if verifier is not None else 'warm_start'} is for methods of language models, but {method} is none.")
-    environment = _evaluated_on(env, data, evaluate_on)
-    (steps,) = _counts(steps=DEFAULTS["control"]["steps"] if steps is None else steps)
-    if data is None:
-        return _Posed(ControlTask(environment, steps), environment.name, environment.name, isinstance(env, str))
-    dataset = _dataset(data, environment)
-    name = dataset.name if environment is None else environment.name
-    facts = _described(data, dataset, environment is not None)
-    return _Posed(DataTask(dataset.on_device(), steps, environment), name, dataset.name, isinstance(evaluate_on, str), facts)
-
-
-def _takes_language(general) -> bool:
-    """Whether a method learns from prompts or preferences, told without loading what language models need."""
-    kinds = general.takes if isinstance(general.takes, tuple) else (general.takes,)
-    return not {ControlTask, DataTask} & set(kinds)
-
-
-def _pose_language(general, method, data, model, task, verifier, warm_start, steps) -> _Posed:
-    from polopt.run import language
-
-    if language.wanted(general) is None:
-        raise RunError(f"The method {method} needs {general.needs}, but was given a language model or task.")
-    (steps,) = _counts(steps=DEFAULTS["language"]["steps"] if steps is None else steps)
-    if task is not None and not isinstance(task, str):
-        posed = dataclasses.replace(task, steps=steps)
-        return _Posed(posed, posed.name, posed.name, False, language={"source": None})
-    name, options = language.options_of(task)
-    source = language.Source(*(None if x is None else os.fspath(x) for x in (model, name, data, verifier)), options, warm_start)
-    posed = language.pose(source, general, steps)
-    made = name not in language.TESTBEDS and (source.model == language.TINY or bool(warm_start))
-    return _Posed(posed, posed.name, posed.name, True, language=language.described(source, posed), made=made)
-
-
-def compose(method, task, changes: dict[str, Any]):
-    """The method for a task, with changed hyperparameters, checked and matched against the task."""
-    name = method if isinstance(method, str) else type(method).__name__
-    general = _general(method)
-    if not isinstance(task, general.takes):
-        fitting = _that_take(task)
-        hint = f" Methods that take it: {', '.join(fitting)}." if fitting else ""
-        raise RunError(f"The method {name} needs {general.needs}, but was given {type(task).__name__}.{hint}")
-    composed = registry.load(method)(task) if isinstance(method, str) else method
-    composed = parts.replace(composed, changes)
-    reason = composed.refuse(task)
-    if reason:
-        raise RunError(f"The method {name} {reason}.")
-    return composed
-
-
-def _general(method):
-    """The method that a key or a composed method means, whatever the task."""
-    if isinstance(method, str):
-        return registry.load(method)(None)
-    if isinstance(method, type) or not hasattr(method, "steps_per_iteration"):
-        raise RunError(f"method is {method!r}, but it must be a key such as 'ppo' (see `polopt list`) or a composed method such as OnPolicy(...).")
-    return method
-
-
-def _that_take(task, most: int = 6) -> list[str]:
-    """The keys of some methods that take a task."""
-    found = []
-    for entry in registry.entries():
-        composed = [make(None) for make in registry.compositions(entry.key).values()]
-        if any(isinstance(task, method.takes) and method.refuse(task) is None for method in composed):
-            found.append(entry.key)
-    return found[:most]
+def _run_of(posed: Posed, directory: Path) -> "Run":
+    """The run of a posed task, holding the objects of which a name does not tell."""
+    task = posed.task
+    if posed.language:
+        return Run(directory, task=None if posed.named else task)
+    return Run(directory, None if posed.named else task.env, task.dataset if isinstance(task, DataTask) else None)
 
 
 def load(directory: str | os.PathLike, env=None, data=None, task=None) -> "Run":
@@ -253,7 +159,7 @@ def load(directory: str | os.PathLike, env=None, data=None, task=None) -> "Run":
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise RunError(f"{path / 'run.json'} has no {', '.join(missing)}. Bring it back from a copy, or train again into another folder.")
-    return Run(path, None if env is None else _environment(env), None if data is None else load_data(data), task)
+    return Run(path, None if env is None else environment_of(env), None if data is None else load_data(data), task)
 
 
 @saved.opened_by
@@ -348,7 +254,7 @@ class Run:
         if self._data is None and data["source"] is None:
             raise RunError(f"The run {self.directory} was started with a dataset object; pass it again: load(directory, data=...).")
         if self._data is None:
-            self._data = _dataset(data["source"], environment)
+            self._data = dataset_of(data["source"], environment)
         if self._data.digest() != data["digest"]:
             raise RunError(f"The dataset {self._data.name} is not the one that {self.directory} was started with. Bring that back, or train anew.")
         return self._data
@@ -399,7 +305,7 @@ class Run:
 
     def evaluate(self, episodes: int = 100, env=None, which: str = "best", stochastic: bool = False, key: int = 0) -> dict[str, Any]:
         """Evaluate every seed's policy on fresh episodes; the summary is returned and kept in the run's requested.jsonl."""
-        (episodes,) = _counts(episodes=episodes)
+        (episodes,) = counted(episodes=episodes)
         policies = self.policies(which)
         task = self._evaluated_on(env, policies)
         seeds = Seeds(task, len(self.seeds))
@@ -421,9 +327,9 @@ class Run:
                 raise RunError(f"The run {self.directory} is of a language model, which acts in no environment; leave --env out.")
             return self._language_task()
         environment = self.environment(env)
-        if not _fits(environment, policies):
+        if not fits(environment, policies):
             raise RunError(
-                f"{environment.name} has {_spaces(environment)}, but the policy was trained on {_spaces(policies)}. "
+                f"{environment.name} has {spaces_of(environment)}, but the policy was trained on {spaces_of(policies)}. "
                 "Evaluate on an environment with the same spaces."
             )
         return ControlTask(environment, 1)
@@ -457,9 +363,10 @@ class Run:
             raise RunError(f"The run {self.directory} is of a language model, but logged actions judge policies that act; leave --offline out.")
         policies = self.policies(which)
         dataset = load_data(data, policies) if isinstance(data, (str, os.PathLike)) else load_data(data)
-        if not _fits(policies, dataset):
+        if not fits(policies, dataset):
             raise RunError(
-                f"The dataset {dataset.name} has {_spaces(dataset)}, but the policy was trained on {_spaces(policies)}. Give data of its environment."
+                f"The dataset {dataset.name} has {spaces_of(dataset)}, but the policy was trained on {spaces_of(policies)}. "
+                "Give data of its environment."
             )
         if isinstance(behaviour, str) or (behaviour is None and isinstance(data, (str, os.PathLike))):
             behaviour = behaviour_column(data, dataset, behaviour) if isinstance(data, (str, os.PathLike)) else _no_file(behaviour)
@@ -484,7 +391,7 @@ class Run:
     def environment(self, env=None):
         """The environment to evaluate on: the given one, or the run's own."""
         if env is not None:
-            return _environment(env)
+            return environment_of(env)
         if self._env is not None:
             return self._env
         config = self.config
@@ -559,45 +466,6 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _environment(env):
-    """From a name, an environment, or what else `make` takes."""
-    return env if all(hasattr(env, name) for name in ("name", "observation_space", "action_space", "host", "reset", "step")) else make(env)
-
-
-def _evaluated_on(env, data, evaluate_on):
-    """The environment that is learnt in, or evaluated on where data are learnt from; None without one."""
-    if env is None and data is None:
-        raise RunError("There is nothing to learn from: give an environment (--env CartPole-v1), or data (--data FILE) for a method that takes them.")
-    if env is not None and data is not None:
-        raise RunError("An environment and data are given, but a method learns from one of them. Name the one to evaluate in with --evaluate-on.")
-    if data is None and evaluate_on is not None:
-        raise RunError("evaluate_on is for methods that learn from data; a method that learns in an environment is evaluated there.")
-    chosen = env if data is None else evaluate_on
-    return None if chosen is None else _environment(chosen)
-
-
-def _dataset(data, environment):
-    """The dataset that is meant, with the environment's spaces where there is one."""
-    if environment is None:
-        return load_data(data)
-    dataset = load_data(data, env=environment) if isinstance(data, (str, os.PathLike)) else load_data(data)
-    if not _fits(environment, dataset):
-        raise RunError(
-            f"{environment.name} has {_spaces(environment)}, but the dataset {dataset.name} has {_spaces(dataset)}. "
-            "Evaluate on the environment that the data come from."
-        )
-    return dataset
-
-
-def _described(data, dataset, evaluated: bool) -> dict[str, Any]:
-    """What a run remembers of its data."""
-    source = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-    if source and ":" not in source:
-        source = os.path.abspath(source)
-    facts = {"source": source, "name": dataset.name, "transitions": len(dataset), "digest": dataset.digest(), "evaluated": evaluated}
-    return {**facts, "reference": dataset.reference, "notes": list(dataset.notes)}
-
-
 def _seed_numbers(seeds) -> list[int]:
     """The seeds that are meant by a number of them or a list."""
     whole = (int, np.integer)
@@ -606,44 +474,6 @@ def _seed_numbers(seeds) -> list[int]:
     if isinstance(seeds, bool) or not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 0 or max(numbers) >= 2**31:
         raise RunError(f"seeds is {seeds!r}, but it must be a number of at least 1 or a list of different whole numbers from 0 on. Try seeds=5.")
     return numbers
-
-
-def _counts(**given) -> list[int]:
-    """The numbers as whole ones of at least 1; 1e6 is taken for 1000000."""
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value >= 1 or value % 1 != 0:
-            raise RunError(f"{name} is {value!r}, but it must be a whole number of at least 1.")
-    return [int(value) for value in given.values()]
-
-
-def _fits(environment, policy) -> bool:
-    """Whether a policy can act in an environment: equal actions, and observations that are equal but for their bounds."""
-    return _alike(environment.observation_space, policy.observation_space, False) and _alike(environment.action_space, policy.action_space, True)
-
-
-def _alike(a, b, bounds: bool) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, spaces.Dict):
-        return [n for n, _ in a.items] == [n for n, _ in b.items] and all(_alike(x, y, bounds) for (_, x), (_, y) in zip(a.items, b.items))
-    if isinstance(a, spaces.Box):
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and not (bounds and any(np.any(x != y) for x, y in zip(a.bounds(), b.bounds())))
-    return a == b
-
-
-def _spaces(owner) -> str:
-    return f"observations {_words(owner.observation_space)} and actions {_words(owner.action_space, bounds=True)}"
-
-
-def _words(space, bounds: bool = False) -> str:
-    """A space, short enough for a sentence."""
-    if isinstance(space, spaces.Dict):
-        return "{" + ", ".join(f"{name}: {_words(inner, bounds)}" for name, inner in space.items) + "}"
-    if isinstance(space, spaces.Box):
-        low, high = space.bounds()
-        limits = f" from {low.min():g} to {high.max():g}" if bounds and low.size else ""
-        return f"{space.dtype}{list(space.shape)}{limits}"
-    return str(space)
 
 
 def _pickled(method) -> bytes:
@@ -692,10 +522,13 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
                     training.ended("finished")
                     run.report()
     except Exception as error:
+        told = _out_of_memory(error, training, method, run) or error
         if training:
             with contextlib.suppress(OSError):  # a full disk may be what went wrong
-                training.ended("failed", " ".join(str(error).split()))
-        raise
+                training.ended("failed", " ".join(str(told).split()))
+        if told is error:
+            raise
+        raise told from error
     except KeyboardInterrupt:
         if training:
             training.ended("interrupted")
@@ -704,6 +537,23 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
         for logger in loggers:
             logger.close()
     return run
+
+
+SIZES = ("prompts", "completions", "groups", "responses", "micro_batch", "num_envs", "num_steps", "batch_size", "capacity")  # that memory grows with
+
+
+def _out_of_memory(error: Exception, training: Training | None, method, run: Run) -> RunError | None:
+    """What to lower where an error says that memory ran out; None where it says something else."""
+    if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    config = run.config
+    sizes = [f"{name} ({'all' if value is None else value})" for name, value in parts.fields(method).items() if name.rpartition(".")[2] in SIZES]
+    sizes += [f"the number of seeds ({len(config['seeds'])})"] if len(config["seeds"]) > 1 else []
+    sizes += ["the task's length"] if config.get("language") else []
+    asked = re.search(r"allocating (\d+) bytes", str(error))
+    needs = [f"a single array of {int(asked[1]) / 2**30:.1f} GiB did not fit"] if asked else []
+    needs += [f"an iteration takes about {training.bytes / 2**30:.1f} GiB beside the state"] if training and training.bytes else []
+    return RunError(f"Memory ran out: {', and '.join(needs) or 'an allocation failed'}. Lower one of {', '.join(sizes)}, and train anew.")
 
 
 def _write_summary(run: Run) -> None:

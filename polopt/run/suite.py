@@ -12,7 +12,8 @@ import numpy as np
 
 from polopt.envs.task import ControlTask
 from polopt.run import records
-from polopt.run.run import RunError, _environment, compose, fit
+from polopt.run.posing import RunError, compose, environment_of
+from polopt.run.run import fit
 
 KL = "kl/iteration"
 
@@ -59,7 +60,7 @@ def suite(
     if not wanted:
         raise RunError("A suite needs at least one method, but was given none. Name one, such as 'pg_guide:ppo'.")
     wanted = {label: (method, {**changes, **own}) for label, (method, own) in wanted.items()}
-    task = ControlTask(_environment(env), 1)
+    task = ControlTask(environment_of(env), 1)
     for method, own in wanted.values():  # what would be refused later is refused before anything is trained
         compose(method, task, {name.replace("__", "."): value for name, value in own.items()})
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -84,7 +85,8 @@ class Seeds:
         return dataclasses.replace(self.task, env=self.task.env.with_slot(slot))
 
     def compile(self, function: Callable, *args, shared=(), rescue: Callable | None = None):
-        """`function(task, *args)` compiled for all seeds; arguments whose position is in `shared` carry no seed axis.
+        """`function(task, *args)` compiled for all seeds; arguments whose position is in `shared` carry no seed axis. The function that is given
+        back knows how many bytes it takes beside its arguments, as `bytes`; 0 where the compiler does not say.
 
         rescue: `rescue(index, error, values)` gives the result of a seed whose policy gave a host simulator actions that are not
         finite; it is also asked beforehand, with the error None, and may then answer for the seed instead of letting it run.
@@ -92,7 +94,9 @@ class Seeds:
         if self.together:
             axes = (None, *(None if i in shared else 0 for i in range(len(args))))
             compiled = jax.jit(jax.vmap(function, in_axes=axes)).lower(self.task, *args).compile()
-            return lambda *values: compiled(self.task, *values)
+            together = functools.partial(compiled, self.task)
+            together.bytes = _temporary_bytes(compiled)
+            return together
         one = [a if i in shared else self.pick(a, 0) for i, a in enumerate(args)]
         compiled = jax.jit(function).lower(self.task_of(0), *one).compile()
 
@@ -110,11 +114,18 @@ class Seeds:
                     parts.append(rescue(seed, error, mine))
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
+        in_turn.bytes = _temporary_bytes(compiled)
         return in_turn
 
     @staticmethod
     def pick(tree, seed: int):
         return jax.tree.map(lambda x: x[seed], tree)
+
+
+def _temporary_bytes(compiled) -> int:
+    """What a compiled program allocates for itself, by the compiler's estimate."""
+    known = compiled.memory_analysis()
+    return 0 if known is None else known.temp_size_in_bytes
 
 
 def run_chunk(task, method, state, count, size: int):
@@ -144,6 +155,7 @@ class Training:
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
         self.iteration, self.seconds, self.compile_seconds = 0, 0.0, 0.0
+        self.bytes = 0  # that an iteration takes beside the state, once it is compiled
         self.stopped: dict[int, str] = {}
         self.stop_requested = threading.Event()
         self._evaluators: dict[int, Callable] = {}
@@ -195,6 +207,7 @@ class Training:
         chunk = self.seeds.compile(lambda task, *rest: run_chunk(task, *rest, size), *arguments, shared=(0, 2), rescue=self._rescue)
         refresh = None if self.seeds.together else self.seeds.compile(lambda task, state: self.method.refresh(task, state), self.state)
         self.compile_seconds += time.perf_counter() - began
+        self.bytes = chunk.bytes
         if refresh and self.iteration:
             self.state = refresh(self.state)
         while self.iteration < self.plan.iterations:

@@ -12,7 +12,8 @@ import polopt
 from polopt import cli
 from polopt.data import testbeds
 from polopt.data.dataset import DataError
-from polopt.run import language
+from polopt.policies.language.transformer import Transformer
+from polopt.run import language, training
 from polopt.run.run import RunError
 
 TINY = dict(model="tiny", task="modular:modulus=5", warm_start=3, steps=4, evaluations=2, episodes=4, final_episodes=4, quiet=True)
@@ -127,3 +128,27 @@ def test_options_of_a_task_are_numbers_where_they_can_be():
     assert language.options_of("countdown:numbers=4,ratio=0.5") == ("countdown", (("numbers", 4), ("ratio", 0.5)))
     assert language.options_of("reasoning_gym:chain_sum") == ("reasoning_gym:chain_sum", ())
     assert language.options_of("reasoning_gym:chain_sum:min_terms=3") == ("reasoning_gym:chain_sum", (("min_terms", 3),))
+
+
+def test_prompts_that_a_model_cannot_see_are_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    posed = language.pose(language.Source("tiny", "modular", options=(("modulus", 5),), warm_start=0), polopt_method("grpo"), 1)
+    short = Transformer.random(dataclasses.replace(posed.model.config, context=5), jax.random.key(0))
+    language.save_model(short, posed.tokenizer, tmp_path / "short")
+    given = {**TINY, "model": str(tmp_path / "short"), "warm_start": None}
+    with pytest.raises(DataError, match=r"up to \d+ tokens and their completions up to \d+, but the model sees 5 in all; take a model"):
+        polopt.fit("grpo", **given, out=tmp_path / "run", **SIZES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
+    def fail(self, chunk, count):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Out of memory allocating {5 * 2**30} bytes.")
+
+    monkeypatch.setattr(training.Training, "_advance", fail)
+    with pytest.raises(RunError, match=r"Memory ran out: a single array of 5\.0 GiB did not fit, and an iteration takes about \d") as error:
+        polopt.fit("grpo", out=tmp_path / "run", seeds=2, **TINY, **SIZES)
+    for name in ("sampler.prompts (4)", "sampler.completions (4)", "micro_batch (all)", "number of seeds (2)", "the task's length"):
+        assert name in str(error.value)
+    notes = (tmp_path / "run" / "notes.jsonl").read_text()
+    assert "Memory ran out" in notes and polopt.load(tmp_path / "run").status["state"] == "failed"
