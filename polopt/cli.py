@@ -109,6 +109,8 @@ class TrainOptions:
     """who grades completions of the prompts in --data: FILE.py:FUNCTION, or math"""
     warm_start: int | None = None
     """iterations of supervised learning on the task's demonstrations first; by default 400 for --model tiny, else 0"""
+    devices: str | None = None
+    """several devices for a language model, data=4,tensor=2: rows of a batch over four, each layer over two"""
     steps: int | None = None
     """environment steps a seed, all copies counted; updates where data are given (500,000); iterations of a language method (300)"""
     seeds: int = 1

@@ -53,6 +53,7 @@ def fit(
     task=None,
     verifier: str | None = None,
     warm_start: int | None = None,
+    devices: str | None = None,
     steps: int | None = None,
     seeds: int | list[int] = 1,
     out: str | os.PathLike | None = None,
@@ -75,6 +76,7 @@ def fit(
                  or `data`, a file of prompts, demonstrations or preferences. A name may be followed by options, "countdown:numbers=4".
     verifier:    who grades completions of the prompts in `data`: "FILE.py:FUNCTION", or "math" for answers by math-verify.
     warm_start:  iterations of supervised learning on the task's demonstrations before training; by default 400 for "tiny", else 0.
+    devices:     several devices for a language model, "data=4,tensor=2": the rows of a batch over four, each layer over two. By default one.
     steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations. By default
                  500,000. Of a language method the iterations, by default 300.
     seeds:       how many seeds (0, 1, ...), or which.
@@ -88,6 +90,9 @@ def fit(
     """
     numbers = _seed_numbers(seeds)
     posed = pose(method, env, data=data, evaluate_on=evaluate_on, model=model, task=task, verifier=verifier, warm_start=warm_start, steps=steps)
+    if devices is not None and not posed.language:
+        raise RunError(f"devices is for methods of language models, but {method} is none.")
+    _mesh(devices)
     usual = DEFAULTS["language" if posed.language else "control"]
     steps = posed.task.steps
     evaluations, episodes, final_episodes = counted(
@@ -107,6 +112,7 @@ def fit(
         "named_env": posed.named,
         "data": posed.data,
         "language": posed.language,
+        "devices": devices,
         "steps": steps,
         "seeds": numbers,
         "evaluation": {"evaluations": evaluations, "episodes": episodes, "final_episodes": final_episodes},
@@ -134,6 +140,18 @@ def fit(
             keep_model(posed.task, directory)
         records.write_json_atomic(directory / "run.json", config)
     return _train(_run_of(posed, directory), composed, posed.task, loggers, quiet=quiet, resume=False)
+
+
+def _mesh(devices: str | None):
+    """The mesh that "data=4,tensor=2" means; None for one device."""
+    if devices is None:
+        return None
+    from polopt.policies.language.sharding import make_mesh
+
+    pairs = dict(word.partition("=")[::2] for word in devices.split(","))
+    if not set(pairs) <= {"data", "tensor"} or not all(number.isdecimal() and int(number) for number in pairs.values()):
+        raise RunError(f"devices is {devices!r}, but a number for data, for tensor or for both is expected, as in data=4,tensor=2.")
+    return make_mesh(**{name: int(number) for name, number in pairs.items()})
 
 
 def _run_of(posed: Posed, directory: Path) -> "Run":
@@ -498,12 +516,13 @@ def _train(run: Run, method, task, loggers: list, *, quiet: bool, resume: bool) 
     examination = _examination(task)
     if isinstance(task, ControlTask) and task.env.host and config["named_env"]:  # simulators of their own
         examination = dataclasses.replace(task, env=make(config["env"]))
+    mesh = _mesh(config.get("devices"))
     title = records.title(config)
     total = plan.iterations * method.steps_per_iteration
     training = None
     try:
         with Progress(total, len(config["seeds"]), title, quiet=quiet) as progress, clear_errors(), _disk_errors(run.directory):
-            training = Training(method, task, examination, config["seeds"], plan, run.directory, progress=progress, loggers=loggers)
+            training = Training(method, task, examination, config["seeds"], plan, run.directory, progress=progress, loggers=loggers, mesh=mesh)
             with training.signals():
                 for note in _version_notes(config["versions"]) if resume else []:
                     training.note(note)

@@ -73,10 +73,13 @@ def earned(policy, task, key, *, episodes: int, stochastic: bool = False):
 
 
 class Seeds:
-    """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host."""
+    """Runs a function of one seed's arguments for all seeds: by `vmap` in JAX, one after another on the host.
 
-    def __init__(self, task, count: int):
-        self.task, self.count, self.together = task, count, not on_host(task)
+    mesh: the devices that a language model lies on, where it is not one; see `polopt.policies.language.sharding`.
+    """
+
+    def __init__(self, task, count: int, mesh=None):
+        self.task, self.count, self.together, self.mesh = task, count, not on_host(task), mesh
 
     def task_of(self, slot: int):
         """The task with the host environment of this slot; a JAX environment has none, and a verifier on the host serves all."""
@@ -91,6 +94,8 @@ class Seeds:
         rescue: `rescue(index, error, values)` gives the result of a seed whose policy gave a host simulator actions that are not
         finite; it is also asked beforehand, with the error None, and may then answer for the seed instead of letting it run.
         """
+        if self.mesh is not None:
+            return self._over_devices(function, shared)
         if self.together:
             axes = (None, *(None if i in shared else 0 for i in range(len(args))))
             compiled = jax.jit(jax.vmap(function, in_axes=axes)).lower(self.task, *args).compile()
@@ -115,6 +120,18 @@ class Seeds:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
         in_turn.bytes = _temporary_bytes(compiled)
+        return in_turn
+
+    def _over_devices(self, function: Callable, shared):
+        """Seeds one after another, each over all devices; compiled when it is called, for where its arguments lie."""
+        compiled = jax.jit(function)
+
+        def in_turn(*values):
+            with jax.set_mesh(self.mesh):
+                parts = [compiled(self.task, *(v if i in shared else self.pick(v, k) for i, v in enumerate(values))) for k in range(self.count)]
+                return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+        in_turn.bytes = 0
         return in_turn
 
     @staticmethod
@@ -145,12 +162,15 @@ def run_chunk(task, method, state, count, size: int):
 class Training:
     """A run in memory: its state for every seed, and what has been written of it."""
 
-    def __init__(self, method, task, examination, seeds: list[int], plan: Plan, directory: Path, *, progress, loggers=()):
-        """examination: the task that policies are evaluated on, None where there is none."""
+    def __init__(self, method, task, examination, seeds: list[int], plan: Plan, directory: Path, *, progress, loggers=(), mesh=None):
+        """examination: the task that policies are evaluated on, None where there is none. mesh: as of `Seeds`."""
+        if mesh is not None:
+            task = _over(mesh, task)
+            examination = None if examination is None else _over(mesh, examination)
         self.method, self.task, self.examination = method, task, examination
         self.seed_numbers, self.plan, self.directory = seeds, plan, Path(directory)
-        self.seeds = Seeds(task, len(seeds))
-        self.evaluation_seeds = None if examination is None else Seeds(examination, len(seeds))
+        self.seeds = Seeds(task, len(seeds), mesh)
+        self.evaluation_seeds = None if examination is None else Seeds(examination, len(seeds), mesh)
         self.progress, self.loggers = progress, loggers
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
@@ -166,7 +186,7 @@ class Training:
         """Fresh state for every seed."""
         self.progress.compiling()
         began = time.perf_counter()
-        self.state = self._initial()
+        self.state = self._placed(self._initial())
         policy = self.method.policy(self.state)
         self.best = {"policy": policy, "score": jnp.full((len(self.seed_numbers),), -jnp.inf)}
         self.compile_seconds += time.perf_counter() - began
@@ -177,10 +197,13 @@ class Training:
             return jax.jit(lambda task, keys: jax.lax.map(lambda key: self.method.init(task, key), keys))(self.task, self.keys)
         return self.seeds.compile(lambda task, key: self.method.init(task, key), self.keys)(self.keys)
 
+    def _placed(self, tree):
+        return tree if self.seeds.mesh is None else _over(self.seeds.mesh, tree)
+
     def restore(self) -> list[str]:
         """State from the newest sound checkpoint; the notes name damaged ones. Readers of the records drop what is then written anew."""
         tree, meta, notes = self._saved()
-        self.state, self.best = tree["state"], tree["best"]
+        self.state, self.best = self._placed(tree["state"]), self._placed(tree["best"])
         self.iteration, self.seconds = meta["iteration"], meta["seconds"]
         self.compile_seconds = meta["compile_seconds"]
         self.stopped = {int(k): v for k, v in meta["stopped"].items()}
@@ -435,6 +458,12 @@ class _StopOnSignal:
         if self._flag.is_set():
             raise KeyboardInterrupt
         self._flag.set()
+
+
+def _over(mesh, tree):
+    from polopt.policies.language.sharding import placed  # transformers, which control does not need
+
+    return placed(tree, mesh)
 
 
 def _broken(before, after):

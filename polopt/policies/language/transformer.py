@@ -26,6 +26,7 @@ from jax import Array
 
 from polopt.policies.language.protocol import Scored
 from polopt.policies.language.scoring import head_logits, token_scores
+from polopt.policies.language.sharding import over_rows
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
@@ -352,7 +353,7 @@ class Transformer(eqx.Module):
         return self.config.head_size**-0.5 if self.config.query_scale is None else self.config.query_scale
 
     def _embed(self, tokens):
-        x = self.embedding.at[tokens].get(mode="clip")
+        x = over_rows(self.embedding.at[tokens].get(mode="clip"))
         return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.gemma else x
 
     def _norm(self, x, weight):
