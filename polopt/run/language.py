@@ -30,6 +30,7 @@ from polopt.methods import registry
 from polopt.policies.language import huggingface
 from polopt.policies.language.sampling import Sampling, generate
 from polopt.policies.language.transformer import Transformer, tiny
+from polopt.run.checkpoint import digest
 
 TINY = "tiny"
 TINY_WARM_START = 400  # iterations of supervised learning, after which a tiny model is right now and then
@@ -303,10 +304,15 @@ def described(source: Source, task) -> dict[str, Any]:
     """What run.json keeps."""
     facts = {k: v for k, v in dataclasses.asdict(source).items() if k != "options"}
     paths = {k: os.path.abspath(v) for k, v in facts.items() if k in ("model", "data") and isinstance(v, str) and os.path.exists(v)}
-    return {**facts, **paths, "options": dict(source.options), "notes": list(getattr(task, "notes", ()))}
+    return {**facts, **paths, "options": dict(source.options), "notes": list(getattr(task, "notes", ())), "digest": digest_of(task)}
+
+
+def digest_of(task) -> str:
+    """Of what is learnt from and evaluated on, whatever the model."""
+    return digest({"learnt": task.preferences if isinstance(task, PreferenceTask) else task.prompts, "held_out": task.held_out})
 
 
 def remembered(facts: dict[str, Any]) -> Source:
     """The source from what run.json keeps."""
-    facts = {k: v for k, v in facts.items() if k != "notes"}
+    facts = {k: v for k, v in facts.items() if k not in ("notes", "digest")}
     return Source(**{**facts, "options": tuple(facts["options"].items())})

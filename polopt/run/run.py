@@ -265,6 +265,9 @@ class Run:
         if self._task is None:
             method = method or self._pickled() or registry.load(config["method"])(None)
             self._task = language.pose(language.remembered(config["language"]), method, config["steps"], self.directory)
+            if config["language"].get("digest", "") not in ("", language.digest_of(self._task)):
+                place = config["language"]["data"] or config["language"]["task"]
+                raise RunError(f"{place} does not give the prompts that {self.directory} was started with. Bring the file back, or train anew.")
         return dataclasses.replace(self._task, steps=config["steps"])
 
     def _logged(self, data: dict[str, Any], environment):

@@ -29,7 +29,8 @@ def tiny(tmp_path_factory):
 def test_a_run_keeps_its_model_its_samples_and_its_source(tiny):
     assert (tiny.directory / "model" / "model.safetensors").exists()
     assert tiny.config["language"] | {"notes": []} == {
-        "model": "tiny", "task": "modular", "data": None, "verifier": None, "warm_start": 3, "options": {"modulus": 5}, "notes": []
+        "model": "tiny", "task": "modular", "data": None, "verifier": None, "warm_start": 3, "options": {"modulus": 5}, "notes": [],
+        "digest": language.digest_of(tiny._language_task()),
     }  # fmt: skip
     rows = [json.loads(line) for line in (tiny.directory / "samples.jsonl").read_text().splitlines()]
     assert {row["seed"] for row in rows} == {0, 1} and all(row["reward"] in (0.0, 1.0) and row["prompt"].endswith("=") for row in rows)
@@ -152,3 +153,14 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
         assert name in str(error.value)
     notes = (tmp_path / "run" / "notes.jsonl").read_text()
     assert "Memory ran out" in notes and polopt.load(tmp_path / "run").status["state"] == "failed"
+
+
+def test_a_run_does_not_go_on_with_other_prompts(tmp_path):
+    file = tmp_path / "sums.jsonl"
+    rows = [{"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(10, 30)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    run = polopt.fit("sft", model="tiny", data=str(file), steps=2, evaluations=1, episodes=2, final_episodes=2, quiet=True, out=tmp_path / "run")
+    assert polopt.load(run.directory).evaluate(episodes=2)["mean"] <= 0
+    file.write_text("\n".join(map(json.dumps, rows[:-1])))
+    with pytest.raises(RunError, match=r"sums.jsonl does not give the prompts that .* was started with. Bring the file back"):
+        polopt.load(run.directory).evaluate(episodes=2)
