@@ -20,6 +20,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from machine import machine, product_rate
 
 from polopt.core import parts
 from polopt.data.prompts import Graded
@@ -79,25 +80,13 @@ def theirs(task, interpreter: str, prompts: int, completions: int):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def product_rate() -> float:
-    """FLOP/s of a product of two 2048 x 2048 matrices."""
-    a = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    start = time.perf_counter()
-    for _ in range(5):
-        jax.block_until_ready(product(a, a))
-    return 5 * 2 * 2048**3 / (time.perf_counter() - start)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trl", default=os.environ.get("POLOPT_PEER_TRL"), help="TRL's interpreter; without one only our side is timed")
     options = parser.parse_args()
     task, rate = posed(), product_rate()
-    machine = f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, jax {jax.__version__}, {rate / 1e9:.0f} GFLOP/s"
-    print(f"{machine}, {parameters(task.model)} parameters")
+    print(f"{machine(rate)}, {parameters(task.model)} parameters")
     for prompts, completions in ((8, 8), (64, 8)):
         ratios, mine = [], []
         for _ in range(options.rounds):
