@@ -110,8 +110,9 @@ CLAIM = Claim(
         Check(COST, "ARO-DDPG", over="TD3, discount .8", below=0),
     ),
     seconds=60,
-    analysis="The side of the average reward holds with room to spare: every seed costs between 15.9 and 26.9, the best linear policy 14.9, and it "
-    "beats the short discount. How badly TD3 with a discount of .8 ends varies much over seeds, from 18 to 160 with an interquartile mean of 76, so that "
-    "ten seeds do not show it to be above 48: three come out better than the optimum of their own objective, as its critics are not exact. The "
-    "pilot seeds 1000 to 1009 gave 17.5 and 102, both with intervals on the right side.",
+    analysis="The side of the average reward holds with room to spare: every seed costs between 15.9 and 26.9, the best linear policy 14.9, "
+    "and it beats the short discount. How badly TD3 with a discount of .8 ends varies much over seeds, from 18 to 160 with an "
+    "interquartile mean of 76, so that ten seeds do not show it to be above 48: three come out better than the optimum of their "
+    "own objective, as its critics are not exact. The pilot seeds 1000 to 1009 gave 17.5 and 102, both with intervals on the right "
+    "side.",
 )
