@@ -81,7 +81,7 @@ NAMES = [name for entry in registry.entries() for name in registry.compositions(
 # Without values, returns end with the episode, however it ends.
 WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
 WITHOUT_VALUES = [name for name in NAMES if not getattr(registry.load(name)(None), "critic", True)]
-COSTLY = Path(__file__).with_name("costly.py")
+COSTLY, PROXIED = (Path(__file__).with_name(name) for name in ("costly.py", "proxied.py"))
 
 
 def spoken_for(name: str, by: list[str] | None = None) -> None:
@@ -152,14 +152,16 @@ def written_for(name: str) -> LanguageTask | PreferenceTask:
 def bearing(name: str, env: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
     """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data.
 
+    Data of environments that show a proxy first where the method asks for one.
     For a method of language models a task of theirs, whatever the probe.
     """
     if writes(name):
         return written_for(name)
+    on = logged(env) if learns_from_data(name) else task(env)
+    reason, twin = registry.load(name)(on).refuse(on) or "", env.removeprefix("probe:").replace("-", "_")
     if learns_from_data(name):
-        return logged(env)
-    reason = registry.load(name)(task(env)).refuse(task(env)) or ""
-    return task(f"{COSTLY}:{env.removeprefix('probe:').replace('-', '_')}" if "costs" in reason else env)
+        return logged(f"{PROXIED}:{twin}") if "proxy" in reason else on
+    return task(f"{COSTLY}:{twin}") if "costs" in reason else on
 
 
 @functools.cache
