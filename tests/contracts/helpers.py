@@ -71,9 +71,11 @@ AT_MOST = {
     "epochs": 2,
     "minibatches": 2,
     "members": 2,
+    "guides": 8,
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {
+    "guide",  # names a file of an expert's transitions: tests/methods/offline/test_gorl_guided.py writes one
     "rule.trained.run",  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
     "single_stream objective.dual",  # a lone completion of a table only loses likelihood; the part's own tests are in tests/loops
 }
@@ -81,7 +83,7 @@ NAMES = [name for entry in registry.entries() for name in registry.compositions(
 # Without values, returns end with the episode, however it ends.
 WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
 WITHOUT_VALUES = [name for name in NAMES if not getattr(registry.load(name)(None), "critic", True)]
-COSTLY = Path(__file__).with_name("costly.py")
+COSTLY, PROXIED = (Path(__file__).with_name(name) for name in ("costly.py", "proxied.py"))
 
 
 def spoken_for(name: str, by: list[str] | None = None) -> None:
@@ -152,14 +154,16 @@ def written_for(name: str) -> LanguageTask | PreferenceTask:
 def bearing(name: str, env: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
     """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data.
 
+    Data of environments that show a proxy first where the method asks for one.
     For a method of language models a task of theirs, whatever the probe.
     """
     if writes(name):
         return written_for(name)
+    on = logged(env) if learns_from_data(name) else task(env)
+    reason, twin = registry.load(name)(on).refuse(on) or "", env.removeprefix("probe:").replace("-", "_")
     if learns_from_data(name):
-        return logged(env)
-    reason = registry.load(name)(task(env)).refuse(task(env)) or ""
-    return task(f"{COSTLY}:{env.removeprefix('probe:').replace('-', '_')}" if "costs" in reason else env)
+        return logged(f"{PROXIED}:{twin}") if "proxy" in reason else on
+    return task(f"{COSTLY}:{twin}") if "costs" in reason else on
 
 
 @functools.cache
