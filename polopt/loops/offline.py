@@ -1,10 +1,12 @@
 """The offline loop: learn from a fixed dataset, and never act.
 
-One iteration is `updates` updates, each on a minibatch drawn uniformly. The rule that learns from a minibatch is the off-policy loop's.
+One iteration is `updates` updates, each on a minibatch drawn uniformly. The rule that learns from a minibatch is the off-policy loop's. A part of
+it that looks at the whole log has `within(data, normaliser)`, so that no state and no checkpoint holds a copy of the log.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -63,6 +65,15 @@ def return_range(data: Dataset):
     return jnp.where(spread > 0, spread, 1.0)
 
 
+def knowing(part, data: Dataset, normaliser: Normaliser):
+    """A rule whose parts that look at the whole log, not at a minibatch only, have it: `within(data, normaliser)` says what such a part becomes."""
+    if hasattr(part, "within"):
+        return part.within(data, normaliser)
+    inner = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    known = {name: knowing(value, data, normaliser) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(part, **known) if known else part
+
+
 class State(eqx.Module):
     learner: Any
     normaliser: Normaliser
@@ -98,12 +109,12 @@ class FromLog:
 
     def step(self, task: DataTask, state: State) -> tuple[State, dict[str, jax.Array]]:
         key, k_learn = jax.random.split(state.key)
-        drawn = self.minibatches(task.dataset, state.normaliser)
+        drawn, rule = self.minibatches(task.dataset, state.normaliser), knowing(self.rule, task.dataset, state.normaliser)
         progress = jnp.clip(state.iteration * self.updates / task.steps, 0.0, 1.0)
 
         def update(learner, key):
             k_sample, k_update = jax.random.split(key)
-            learner, *_, metrics = self.rule.update(learner, drawn(k_sample), progress, k_update)
+            learner, *_, metrics = rule.update(learner, drawn(k_sample), progress, k_update)
             return learner, metrics
 
         learner, metrics = jax.lax.scan(update, state.learner, jax.random.split(k_learn, self.updates))
