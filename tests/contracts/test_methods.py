@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import subprocess
-import sys
 import typing
 
 import jax
@@ -49,6 +47,7 @@ from tests.contracts.helpers import (
     task,
     writes,
 )
+from tests.contracts.interrupted import interrupted_fit
 from tests.contracts.wording import as_files
 
 every_method = pytest.mark.parametrize("name", NAMES)
@@ -106,19 +105,7 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
     whole = fit(name, out=tmp_path / "whole", **given, **options, **sizes)
     cut = tmp_path / "cut"
-    code = (
-        "import os, signal, polopt\n"
-        "from polopt.run import training\n"
-        "advance, calls = training.Training._advance, []\n"
-        "def stop_after_three(self, *args):\n"
-        "    advance(self, *args)\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "training.Training._advance = stop_after_three\n"
-        f"run = polopt.fit({name!r}, out={str(cut)!r}, **{given!r}, **{options!r}, **{sizes!r})\n"
-        "assert run.status['state'] == 'interrupted', run.status\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    interrupted_fit(name, out=str(cut), **given, **options, **sizes)
     resumed = load(cut).resume(quiet=True)
     assert resumed.status["state"] == whole.status["state"] == "finished"
     assert _newest_digest(resumed) == _newest_digest(whole)
