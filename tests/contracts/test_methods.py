@@ -207,8 +207,9 @@ def _contexts(name):
     both = [env for env in ("probe:credit", "probe:action-continuous") if suits(name, env)]
     for env in both if "probe:credit" in both else ["probe:credit-continuous"]:
         on = bearing(name, env)
-        # so that what bounds a step binds
+        # so that what bounds a step or a residual binds
         binding = {"improver.step.learning_rate": 0.1, "adaptation.step.learning_rate": 0.03, "ascent.cap": 0.5, "rule.step.max_grad_norm": 0.01}
+        binding |= {"fit.delta": 0.1, "maximum.limit": 0.5}
         found.append((on, small(name, on, SMALL | binding)))
     on, method = found[0]
     known = parts.fields(method)

@@ -20,7 +20,7 @@ c = 100, Adam 3e-4, the actor's falling to 0 along a cosine. Mazes: tau .9, beta
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from polopt.core.actions import encoded, encoded_space
 from polopt.core.networks import Feedforward, Network
 from polopt.core.parts import hyper, part
 from polopt.critics.action_value import ActionValue, Ensemble, polyak
+from polopt.critics.normed import NormedValue
 from polopt.critics.value import ValueNetwork
 from polopt.data.dataset import DataTask
 from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, descend, regress
@@ -57,6 +58,36 @@ class Expectile:
         return values.expectile(value, target, self.tau)
 
 
+class CriticFit(Protocol):
+    """What the critics are fitted to, and with which loss."""
+
+    def refuse(self, data) -> str | None:
+        """Why it cannot learn from a dataset; None when it can."""
+        ...
+
+    def minibatch(self, batch, discount, key) -> Any:
+        """What V, the actor and the critics learn from in an update, made of what the loop has drawn."""
+        ...
+
+    def __call__(self, critic, target, batch, actor, key) -> tuple[jax.Array, jax.Array]:
+        """The loss of critics from targets (n,), and their values (n, members); actions in `batch` are encoded."""
+        ...
+
+
+@part
+class LeastSquares:
+    """The targets, by least squares."""
+
+    def refuse(self, data) -> str | None:
+        return None
+
+    def minibatch(self, batch, discount, key):
+        return batch
+
+    def __call__(self, critic, target, batch, actor, key):
+        return regress(critic, batch, target)
+
+
 def advantage_weight(advantage, beta, clip):
     """min(exp(beta A), clip), without overflow."""
     return jnp.exp(jnp.minimum(beta * advantage, jnp.log(clip)))
@@ -72,10 +103,12 @@ class ImplicitQ:
     """V, twin Q and an actor, all on logged actions only."""
 
     maximum: ImplicitMaximum = Expectile()
+    fit: CriticFit = LeastSquares()
     actor_network: Feedforward = NETWORK
     critic_network: Feedforward = NETWORK
     actor_step: Step = Cosine(STEP)
     critic_step: Step = STEP
+    layer_norm: bool = False  # layer normalisation inside V
     critics: int = hyper(2, at_least=1)  # critics; the smallest of their values counts
     beta: float = hyper(3.0, at_least=0)  # how fast a weight grows with the advantage
     clip: float = hyper(100.0, above=0)  # c: the largest weight
@@ -83,14 +116,15 @@ class ImplicitQ:
     tau: float = hyper(0.005, above=0, at_most=1)  # share of the online critics that the targets take in an update
 
     def refuse(self, env) -> str | None:
-        return one_action(env)
+        return one_action(env) or self.fit.refuse(env)
 
     def init(self, env, key) -> ActorCritic:
         k_actor, k_critic, k_value = jax.random.split(key, 3)
         inputs = env.observation_space, encoded_space(env.action_space)
         actor = ClonedActor(self.actor_network, env.observation_space, env.action_space, k_actor)
         critic = Ensemble(lambda k: ActionValue(self.critic_network, *inputs, k), self.critics, k_critic)
-        value = ValueNetwork(Network(self.critic_network.hidden, self.critic_network.activation), env.observation_space, k_value)
+        kind = NormedValue if self.layer_norm else ValueNetwork
+        value = kind(Network(self.critic_network.hidden, self.critic_network.activation), env.observation_space, k_value)
         optimisers = {"actor": self.actor_step.init(actor), "critic": self.critic_step.init(critic), "value": self.critic_step.init(value)}
         return ActorCritic(actor, critic, (), critic, value, optimisers, jnp.zeros((), jnp.int32))
 
@@ -105,6 +139,8 @@ class ImplicitQ:
         return jnp.mean(batch.weight * self.maximum(value_of(value, batch.observation), q))
 
     def update(self, learner, batch, progress, key):
+        k_batch, k_fit = jax.random.split(key)
+        batch = self.fit.minibatch(batch, self.discount, k_batch)
         taken = batch._replace(action=jax.vmap(lambda a: encoded(learner.actor.action_space, a))(batch.action))
         q = jnp.min(jax.vmap(learner.target_critic)(*taken.observation, taken.action), axis=1)
 
@@ -117,7 +153,7 @@ class ImplicitQ:
         actor, optimisers = descend(self.actor_step, gradient, optimisers, "actor", learner.actor, progress)
 
         y = batch.reward + batch.discount * value_of(value, batch.next_observation)
-        (loss, critics), gradient = jax.value_and_grad(regress, has_aux=True)(learner.critic, taken, y)
+        (loss, critics), gradient = jax.value_and_grad(self.fit, has_aux=True)(learner.critic, y, taken, actor, k_fit)
         critic, optimisers = descend(self.critic_step, gradient, optimisers, "critic", learner.critic, progress)
 
         learner = ActorCritic(actor, critic, (), polyak(learner.target_critic, critic, self.tau), value, optimisers, learner.count + 1)
