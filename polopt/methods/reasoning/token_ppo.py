@@ -14,7 +14,7 @@ weight is steered so that the divergence of a completion stays near a target.
 
 The critic is a head on a copy of the model, which learns with it; the paper's shares the policy's parameters. It learns before the policy
 does, from the values that gave the advantages; since the two share nothing the order does not matter. Step size and batch are our choice. The
-paper's other half, a reward model learnt from comparisons, is `bt`: its runs are verifiers.
+paper's other half, a reward model learnt from comparisons, is `bt`: the policy of its run is a verifier, to be put into a task from Python.
 """
 
 from __future__ import annotations
