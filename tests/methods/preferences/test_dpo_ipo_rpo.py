@@ -252,7 +252,7 @@ def test_training_raises_what_was_preferred(name):
     responses = jnp.tile(jnp.array([[[0], [1]], [[0], [2]]]), (16, 1, 1))
     log = task.preferences
     log = type(log)(type(log.prompts)(0 * log.prompts.tokens, log.prompts.mask), responses, log.mask, log.score)
-    task = type(task)(task.model, log, log, None, task.steps, 1, (), None, "pairs")
+    task = type(task)(task.model, None, task.steps, 1, (), None, "pairs", preferences=log, held_out=log)
     method = replace(registry.load(name)(task), {"groups": 16, "learning_rate": 0.1})
     assert method.refuse(task) is None
     state, step = method.init(task, jax.random.key(0)), jax.jit(method.step)

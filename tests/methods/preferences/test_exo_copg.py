@@ -134,7 +134,7 @@ def test_copg_learns_the_regularised_optimum_from_a_log():
     task = log_of_pairs(arms=3, pairs=64, steps=400)
     arms = task.preferences.responses[:, :, 0]
     log = type(task.preferences)(task.preferences.prompts, task.preferences.responses, task.preferences.mask, REWARDS[arms])
-    task = type(task)(task.model, log, log, None, 400, 1, (), None, "rewards")
+    task = type(task)(task.model, None, 400, 1, (), None, "rewards", preferences=log, held_out=log)
     method = replace(registry.load("copg")(task), {"beta": 0.5, "groups": 16, "learning_rate": 0.1})
     state = method.init(task, jax.random.key(0))
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(task, s)[0], None), s, length=400))(state)

@@ -47,7 +47,7 @@ def test_a_reward_model_finds_the_log_odds():
     log = task.preferences
     responses = jnp.tile(jnp.array([[[0], [1]]] * 3 + [[[1], [0]]]), (8, 1, 1))
     log = type(log)(log.prompts, responses, log.mask, log.score)
-    task = type(task)(task.model, log, log, None, 200, 1, (), None, "coins")
+    task = type(task)(task.model, None, 200, 1, (), None, "coins", preferences=log, held_out=log)
     fit = Minibatches(Adam(learning_rate=0.05, max_grad_norm=None))
     method = RewardModelling(Logged(groups=32), BradleyTerry(penalty=1e-6), fit, tune_trunk=False)
     state, metrics = learnt(method, task, 200)
@@ -91,7 +91,7 @@ class Unreadable(eqx.Module):
 
 def test_a_model_that_cannot_be_read_is_refused():
     task = log_of_pairs()
-    bare = type(task)(Unreadable(jnp.zeros(1)), task.preferences, task.preferences, None, 1, 1, (), None, "bare")
+    bare = type(task)(Unreadable(jnp.zeros(1)), None, 1, 1, (), None, "bare", preferences=task.preferences, held_out=task.preferences)
     assert "`embed`, which Unreadable does not have" in registry.load("bt")(bare).refuse(bare)
 
 
