@@ -41,6 +41,7 @@ from tests.contracts.helpers import (
     small,
     spoken_for,
     spoken_for_by_its_loop,
+    spoken_for_by_its_policy,
     steady,
     suits,
     takes,
@@ -163,6 +164,7 @@ def _learnt(state):
 
 @pytest.mark.parametrize("name, env", [(name, env) for name in NAMES for env in ("probe:action", "probe:action-continuous") if suits(name, env)])
 def test_export_agrees_with_the_policy(name, env, tmp_path):
+    spoken_for_by_its_policy(name, env)
     on = bearing(name, env)
     method = small(name, on)
     result = export(method.policy(run(method, on, iterations=1)), tmp_path / "policy.stablehlo", "stablehlo")
