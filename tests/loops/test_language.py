@@ -229,13 +229,13 @@ def judged_rewards(rewards, baseline=0.0):
 
 def test_closed_forms_of_advantages():
     batch, judged = judged_rewards([1.0, 0.0, 1.0, 1.0])
-    np.testing.assert_allclose(GroupRelative(epsilon=0.0)((), batch, judged)[0], [1, -1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(LeaveOneOut()((), batch, judged)[0], [1, -1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(GroupRelative("none")((), batch, judged)[0], [0.5, -0.5, 0, 0], atol=1e-6)
-    whitened = Whitened()((), batch, judged)[0]
+    np.testing.assert_allclose(GroupRelative(epsilon=0.0)((), None, batch, judged)[0], [1, -1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(LeaveOneOut()((), None, batch, judged)[0], [1, -1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(GroupRelative("none")((), None, batch, judged)[0], [0.5, -0.5, 0, 0], atol=1e-6)
+    whitened = Whitened()((), None, batch, judged)[0]
     np.testing.assert_allclose(whitened[:, 0], np.array([1, -3, 1, 1]) / np.sqrt(3), rtol=1e-5)
     batch, judged = judged_rewards([1.0, 0.0, 1.0, 1.0], baseline=0.25)
-    np.testing.assert_allclose(Raw()((), batch, judged)[0], [0.75, -0.25, 0.75, 0.75])
+    np.testing.assert_allclose(Raw()((), None, batch, judged)[0], [0.75, -0.25, 0.75, 0.75])
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
