@@ -26,7 +26,9 @@ from polopt.core.networks import Network
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
 from polopt.loops import layout
-from polopt.policies.actor import Actor, ActorPolicy, Normaliser
+from polopt.loops.refusals import several_actions, several_objectives, squashed_without_bounds
+from polopt.policies.actor import Actor, Normaliser
+from polopt.policies.deployed import ActorPolicy
 
 
 class Trajectories(NamedTuple):
@@ -100,12 +102,9 @@ class Episodes:
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
         env = task.env
-        if env.objectives:
-            return f"takes one reward, but {env.name} has {env.objectives} objectives. Take a multi-objective method"
-        if isinstance(env.action_space, spaces.Dict):
-            return f"takes one action, but {env.name} wants a dict of actions. Wrap the environment so that it takes a box or whole numbers"
-        if self.bounds == "squash" and isinstance(env.action_space, spaces.Box) and not env.action_space.bounded:
-            return f"cannot squash actions into the unbounded space of {env.name}. Set bounds to clip"
+        reason = several_objectives(env) or several_actions(env) or squashed_without_bounds(env, self.bounds)
+        if reason:
+            return reason
         if self.baseline and self.num_envs < 2:
             return "has a baseline from the other episodes of a batch of one. Set num_envs to at least 2, or baseline to false"
         return self.ascent.refuse(self, task)

@@ -19,6 +19,7 @@ from polopt.core.actions import from_unit
 from polopt.core.normalise import RunningStatistics
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
+from polopt.loops.refusals import several_objectives, unbounded_actions
 from polopt.policies.actor import Normaliser
 
 
@@ -93,11 +94,7 @@ class Incremental:
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
         env = task.env
-        if env.objectives:
-            return f"takes one reward, but {env.name} has {env.objectives} objectives. Take a multi-objective method"
-        if isinstance(env.action_space, spaces.Box) and not env.action_space.bounded:
-            return f"needs finite bounds of the actions, but those of {env.name} are {env.action_space}. Wrap the environment so that they are finite"
-        return self.rule.refuse(env)
+        return several_objectives(env) or unbounded_actions(env) or self.rule.refuse(env)
 
     @property
     def steps_per_iteration(self) -> int:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.parts import hyper, part
 from polopt.envs.notes import WithNotes
-from polopt.policies.actor import Actor, ActorPolicy, Policy
+from polopt.policies.actor import Actor, Policy
+from polopt.policies.deployed import ActorPolicy
 from polopt.policies.noting import NotingActor, NotingPolicy
 
 

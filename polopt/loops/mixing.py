@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from polopt.core.networks import Network
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
+from polopt.loops.refusals import several_objectives
 from polopt.policies.mixture import Gate, MixturePolicy, Weights, controllers_of
 
 
@@ -148,10 +149,8 @@ class Mixing:
 
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
-        if task.env.objectives:
-            return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
         try:
-            return self.gate.refuse(len(self._controllers(task)))
+            return several_objectives(task.env) or self.gate.refuse(len(self._controllers(task)))
         except ValueError as error:
             return f"cannot mix its controllers: {str(error).rstrip('.')}"
 

@@ -20,6 +20,7 @@ from polopt.data.replay import Replay, Ring, Steps, Transitions
 from polopt.envs.task import ControlTask
 from polopt.loops.exploration import Exploration
 from polopt.loops.layout import flat
+from polopt.loops.refusals import several_objectives, unbounded_actions
 from polopt.policies.actor import Normaliser
 
 
@@ -94,11 +95,7 @@ class OffPolicy:
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
         env = task.env
-        if env.objectives:
-            return f"takes one reward, but {env.name} has {env.objectives} objectives. Take a multi-objective method"
-        if isinstance(env.action_space, spaces.Box) and not env.action_space.bounded:
-            return f"needs finite bounds of the actions, but those of {env.name} are {env.action_space}. Wrap the environment so that they are finite"
-        reason = self.rule.refuse(env)
+        reason = several_objectives(env) or unbounded_actions(env) or self.rule.refuse(env)
         if reason:
             return reason
         if self.replay.capacity < self.steps_per_iteration:

@@ -7,7 +7,6 @@ it that looks at the whole log has `within(data, normaliser)`, so that no state 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import equinox as eqx
@@ -20,6 +19,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.dataset import Dataset, DataTask
 from polopt.data.replay import Replay, Ring, Steps, Transitions
 from polopt.loops.off_policy import Rule
+from polopt.loops.refusals import unbounded_actions
 from polopt.policies.actor import Normaliser
 
 
@@ -82,9 +82,9 @@ class State(eqx.Module):
 
 
 class FromLog:
-    """What all methods share that learn from a log and never act: `updates` of their `rule` in an iteration, on what `minibatches` draws.
+    """What all methods share that learn from a log and never act: `updates` of their `rule` in an iteration. A step of the run is an update.
 
-    A step of the run is an update.
+    A subclass has `minibatches(data, normaliser)`: a function of a key that draws what an update learns from.
     """
 
     takes = DataTask
@@ -93,9 +93,7 @@ class FromLog:
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
         data = task.dataset
-        if isinstance(data.action_space, spaces.Box) and not data.action_space.bounded:
-            return f"needs finite bounds of the actions, but those of {data.name} are {data.action_space}. Give the environment that they come from"
-        return self.rule.refuse(data)
+        return unbounded_actions(data, "Give the environment that they come from") or self.rule.refuse(data)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -122,10 +120,6 @@ class FromLog:
 
     def policy(self, state: State):
         return self.rule.policy(state.learner, state.normaliser)
-
-    def minibatches(self, data: Dataset, normaliser: Normaliser) -> Callable[[jax.Array], Any]:
-        """A function of a key that draws what an update learns from."""
-        raise NotImplementedError
 
 
 @part

@@ -22,6 +22,7 @@ from polopt.envs.task import ControlTask
 from polopt.loops.behaviour import Behaviour, Itself
 from polopt.loops.layout import each, flat, restart, swap, unroll
 from polopt.loops.memory import Memory, NoMemory
+from polopt.loops.refusals import several_actions, several_objectives, squashed_without_bounds
 from polopt.objectives import divergences, reduction, values
 from polopt.policies.actor import Actor, Normaliser, Policy
 
@@ -176,12 +177,9 @@ class OnPolicy:
 
     def refuse(self, task) -> str | None:
         """Why this method cannot take the task; None when it can."""
-        if task.env.objectives:
-            return f"takes one reward, but {task.env.name} has {task.env.objectives} objectives. Take a multi-objective method"
-        if isinstance(task.env.action_space, spaces.Dict):
-            return f"takes one action, but {task.env.name} wants a dict of actions. Wrap the environment so that it takes a box or whole numbers"
-        if self.bounds == "squash" and isinstance(task.env.action_space, spaces.Box) and not task.env.action_space.bounded:
-            return f"cannot squash actions into the unbounded space of {task.env.name}. Set bounds to clip"
+        reason = several_objectives(task.env) or several_actions(task.env) or squashed_without_bounds(task.env, self.bounds)
+        if reason:
+            return reason
         reason = self.improver.refuse(self.behaviour.batches * (self.num_envs if self.recurrent else self.steps_per_iteration))
         if reason:
             return reason + (" of whole environments, as a recurrent network needs" if self.recurrent else "")

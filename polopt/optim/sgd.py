@@ -23,6 +23,6 @@ class Sgd:
         """One step downhill: (params, state)."""
         rate = self.learning_rate
         if self.norm is not None:
-            length = optax.global_norm(gradient)
+            length = optax.tree.norm(gradient)
             rate = rate * self.norm / jnp.where(length > 0, length, 1.0)
         return jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, gradient), state

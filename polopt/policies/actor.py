@@ -98,26 +98,3 @@ class Actor(eqx.Module):
         low, high = (jnp.asarray(b) for b in space.bounds())
         kind = SquashedGaussian if self.bounds == "squash" else Gaussian
         return kind(x.reshape(space.shape), self.log_std, low, high)
-
-
-class ActorPolicy(eqx.Module):
-    """A deployed actor with its normaliser."""
-
-    actor: Actor
-    normaliser: Normaliser
-
-    @property
-    def observation_space(self):
-        return self.normaliser.space
-
-    @property
-    def action_space(self):
-        return self.actor.action_space
-
-    def initial_carry(self):
-        return self.actor.torso.initial()
-
-    def act(self, carry, observation, key=None):
-        carry, distribution = self.actor(carry, *self.normaliser(observation))
-        raw = distribution.mode() if key is None else distribution.sample(key)
-        return carry, distribution.action(raw)

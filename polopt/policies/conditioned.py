@@ -103,7 +103,7 @@ class SequencePolicy(Deployed):
     context: int = eqx.field(static=True)
 
     def initial_carry(self) -> dict[str, Any]:
-        d, k = spaces.size(self.observation_space), self.actor.actions.weight.shape[-1]
+        d, k = spaces.size(self.observation_space), self.actor.actions.weight.shape[0]
         zeros = {"returns": jnp.zeros((self.context,)), "states": jnp.zeros((self.context, d)), "actions": jnp.zeros((self.context, k))}
         return {**zeros, "earned": jnp.zeros(()), "step": jnp.zeros((), jnp.int32)}
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from polopt.core import spaces
-from polopt.policies.actor import ActorPolicy
 from polopt.policies.cloned import ClonedPolicy
+from polopt.policies.deployed import ActorPolicy
 from polopt.policies.distributions import Gaussian, SquashedGaussian
 from polopt.policies.unit import GaussianActor, UnitPolicy
 

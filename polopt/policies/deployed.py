@@ -1,4 +1,4 @@
-"""What deployed policies share that have no memory: an actor, and the normaliser of what it sees."""
+"""What deployed policies share: an actor, and the normaliser of what it sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import equinox as eqx
 
 from polopt.core import spaces
 from polopt.core.actions import from_unit
-from polopt.policies.actor import Normaliser
+from polopt.policies.actor import Actor, Normaliser
 
 
 class Deployed(eqx.Module):
@@ -27,6 +27,20 @@ class Deployed(eqx.Module):
 
     def initial_carry(self) -> Any:
         return ()
+
+
+class ActorPolicy(Deployed):
+    """A deployed actor of any action space; it remembers what its recurrent core does."""
+
+    actor: Actor
+
+    def initial_carry(self):
+        return self.actor.torso.initial()
+
+    def act(self, carry, observation, key=None):
+        carry, distribution = self.actor(carry, *self.normaliser(observation))
+        raw = distribution.mode() if key is None else distribution.sample(key)
+        return carry, distribution.action(raw)
 
 
 def taken(space, distribution, key):

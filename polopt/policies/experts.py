@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
+from polopt.core.actions import encoded, encoded_space
 from polopt.core.networks import Feedforward, Linear, Torso
+from polopt.policies.actor import Actor
 from polopt.policies.distributions import Categorical, SquashedGaussian
 from polopt.policies.unit import LOG_STD
 
@@ -41,6 +43,8 @@ class Mixture(eqx.Module):
         return jax.vmap(lambda expert, r: expert.action(r))(self.experts, raw)
 
     def sample(self, key):
+        if self.logits.ndim > 1:  # of many states at once
+            return jax.vmap(lambda mixture, k: mixture.sample(k))(self, jax.random.split(key, self.logits.shape[0]))
         k_which, k_draw = jax.random.split(key)
         which = jax.random.categorical(k_which, self.logits)
         return self._chosen(which).sample(k_draw)
@@ -100,3 +104,71 @@ class UnitExperts(eqx.Module):
         """A unit action, the mean of the expert of the largest weight through tanh without a key."""
         mixture = self(vector, pictures)
         return mixture.action(mixture.mode() if key is None else mixture.sample(key))
+
+
+class ExpertsActor(eqx.Module):
+    """K heads on the torso of an actor for any action space, weights from the same features, and a value of single actions beside them.
+
+    spread: standard deviation of what is added to the biases of the heads, so that the experts start apart.
+    """
+
+    actor: Actor
+    heads: tuple[Linear, ...]
+    log_std: jax.Array | None
+    gate: Linear
+    judge: Torso
+    judge_head: Linear
+
+    def __init__(self, actor: Actor, count: int, spread, judge: Feedforward, key):
+        k_heads, k_gate, k_spread, k_judge, k_last = jax.random.split(key, 5)
+        outputs = actor.head.bias.shape[0]
+        heads = [Linear(actor.torso.features, outputs, k, gain=0.01) for k in jax.random.split(k_heads, count)]
+        bias = spread * jax.random.normal(k_spread, (count, outputs))
+        self.heads = tuple(eqx.tree_at(lambda h: h.bias, head, b) for head, b in zip(heads, bias))
+        self.log_std = None if actor.log_std is None else jnp.broadcast_to(actor.log_std, (count, *actor.log_std.shape))
+        self.actor = eqx.tree_at(lambda a: (a.head, a.log_std), actor, (None, None), is_leaf=lambda x: x is None)
+        self.gate = Linear(actor.torso.features, count, k_gate, gain=0.01)
+        actions = math.prod(encoded_space(actor.action_space).shape)
+        self.judge = Torso(judge, actor.torso.features + actions, (), k_judge)
+        self.judge_head = Linear(self.judge.features, 1, k_last, gain=1.0)
+
+    @property
+    def torso(self):
+        return self.actor.torso
+
+    @property
+    def action_space(self):
+        return self.actor.action_space
+
+    def __call__(self, carry, vector, pictures):
+        """(carry, input) to (carry, mixture)."""
+        carry, x = self.torso(carry, vector, pictures)
+        return carry, self.mixture(x)
+
+    def mixture(self, features) -> Mixture:
+        deviations = [None] * len(self.heads) if self.log_std is None else self.log_std
+        made = [self._expert(head, deviation).distribution(features) for head, deviation in zip(self.heads, deviations)]
+        return Mixture(self.gate(features), jax.tree.map(lambda *x: jnp.stack(x), *made))
+
+    def value(self, features, action):
+        """Q of an action of the environment, from the torso's features as constants."""
+        numbers = jnp.ravel(encoded(self.action_space, action)).astype(features.dtype)
+        x = jnp.concatenate([jax.lax.stop_gradient(features), numbers])
+        return self.judge_head(self.judge((), x, ())[1])[0]
+
+    def _expert(self, head, log_std) -> Actor:
+        return eqx.tree_at(lambda a: (a.head, a.log_std), self.actor, (head, log_std), is_leaf=lambda x: x is None)
+
+
+class Shown(eqx.Module):
+    """An actor of experts that gives its torso's features too."""
+
+    actor: ExpertsActor
+
+    @property
+    def torso(self):
+        return self.actor.torso
+
+    def __call__(self, carry, vector, pictures):
+        carry, x = self.torso(carry, vector, pictures)
+        return carry, (x, self.actor.mixture(x))

@@ -94,6 +94,13 @@ def spoken_for(name: str, by: list[str] | None = None) -> None:
         pytest.skip(f"loop and state of {name} are built as those of {first}")
 
 
+def spoken_for_by_its_kind(name: str) -> None:
+    """Skip what is tested of a run, its files and its process with one method of each kind."""
+    first = next(other for other in NAMES if type(registry.load(other)(None)) is type(registry.load(name)(None)) and takes(other) is takes(name))
+    if first != name:
+        pytest.skip(f"{name} is of the kind of {first}")
+
+
 def spoken_for_by_its_loop(name: str) -> None:
     """Skip what is tested of a loop with one of its methods."""
     first = next(other for other in NAMES if _loop(other) == _loop(name))
@@ -215,12 +222,25 @@ def steady(name: str, on, sizes=SMALL):
 _compiled: dict = {}
 
 
+def _program(kind: str, method, on, function):
+    """Compiled once for every seed, number of iterations and value of the float fields."""
+    return _compiled.setdefault((kind, id(on), jax.tree.structure(method)), jax.jit(function))
+
+
+def begun(method, on, seed: int = 0):
+    """The first state."""
+    return _program("init", method, on, lambda m, key: m.init(on, key))(method, jax.random.key(seed))
+
+
+def advanced(method, on, state, iterations: int):
+    """The state after some more iterations."""
+    program = _program("step", method, on, lambda m, first, n: jax.lax.fori_loop(0, n, lambda _, state: m.step(on, state)[0], first))
+    return program(method, state, iterations)
+
+
 def run(method, on, seed: int = 0, iterations: int = 3):
-    """The state after some iterations. One compilation serves every seed, length and value of the float fields."""
-    key = (id(on), jax.tree.structure(method))
-    if key not in _compiled:
-        _compiled[key] = jax.jit(lambda m, k, n: jax.lax.fori_loop(0, n, lambda _, state: m.step(on, state)[0], m.init(on, k)))
-    return _compiled[key](method, jax.random.key(seed), iterations)
+    """The state after some iterations."""
+    return advanced(method, on, begun(method, on, seed), iterations)
 
 
 def arrays(tree) -> list[np.ndarray]:

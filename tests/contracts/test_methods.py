@@ -21,6 +21,7 @@ from polopt.loops.offline import Unused
 from polopt.methods import registry
 from polopt.run.checkpoint import Checkpoints, digest
 from polopt.run.run import RunError, compose, fit, load
+from tests.contracts import elsewhere
 from tests.contracts.cut import Cut
 from tests.contracts.helpers import (
     AT_MOST,
@@ -40,6 +41,7 @@ from tests.contracts.helpers import (
     run,
     small,
     spoken_for,
+    spoken_for_by_its_kind,
     spoken_for_by_its_loop,
     spoken_for_by_its_policy,
     steady,
@@ -48,7 +50,6 @@ from tests.contracts.helpers import (
     task,
     writes,
 )
-from tests.contracts.interrupted import interrupted_fit
 from tests.contracts.wording import as_files
 
 every_method = pytest.mark.parametrize("name", NAMES)
@@ -93,8 +94,19 @@ def test_jit_changes_nothing(name):
 
 
 @every_method
-def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
+def test_a_state_goes_on_in_a_new_process_bit_for_bit(name, tmp_path):
     spoken_for(name)
+    on = home(name)
+    method = small(name, on)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, run(method, on, iterations=1), {})
+    checkpoints.close()
+    assert elsewhere.advanced(name, str(tmp_path), 2) == digest(run(method, on, iterations=3))
+
+
+@every_method
+def test_an_interrupted_run_is_that_of_one_never_stopped(name, tmp_path):
+    spoken_for_by_its_kind(name)
     on, steps = home(name), 320
     sizes = _sizes(name, on)
     if writes(name):
@@ -106,7 +118,7 @@ def test_resume_in_a_new_process_is_bit_exact(name, tmp_path):
     options = dict(steps=steps, seeds=2, evaluations=2, episodes=2, final_episodes=2, quiet=True)
     whole = fit(name, out=tmp_path / "whole", **given, **options, **sizes)
     cut = tmp_path / "cut"
-    interrupted_fit(name, out=str(cut), **given, **options, **sizes)
+    elsewhere.interrupted_fit(name, out=str(cut), **given, **options, **sizes)
     resumed = load(cut).resume(quiet=True)
     assert resumed.status["state"] == whole.status["state"] == "finished"
     assert _newest_digest(resumed) == _newest_digest(whole)

@@ -20,9 +20,10 @@ from polopt.data import files
 from polopt.data.behaviour import behaviour_column, checked
 from polopt.data.dataset import DataError, Dataset
 from polopt.evaluation import offline
-from polopt.policies.actor import Actor, ActorPolicy, Normaliser
+from polopt.policies.actor import Actor, Normaliser
 from polopt.policies.cloned import ClonedActor, ClonedPolicy
 from polopt.policies.density import distribution, has_density, log_prob
+from polopt.policies.deployed import ActorPolicy
 from polopt.policies.random import RandomPolicy
 from polopt.policies.unit import DeterministicActor, GaussianActor, UnitPolicy
 from polopt.run.collect import collect
@@ -36,7 +37,7 @@ VECTOR = spaces.Box(-1.0, 1.0, (3,))
 def tabular_policy(table) -> ClonedPolicy:
     """A policy without hidden layers, which is a table of logits."""
     actor = ClonedActor(Feedforward(hidden=()), SEEN, spaces.Discrete(ACTIONS), jax.random.key(0))
-    logits = jnp.asarray(np.log(table), jnp.float32).T
+    logits = jnp.asarray(np.log(table), jnp.float32)
     return ClonedPolicy(eqx.tree_at(lambda a: a.head.weight, actor, logits), Normaliser(SEEN, None))
 
 

@@ -15,7 +15,8 @@ from polopt.core.networks import Network
 from polopt.core.normalise import RunningStatistics
 from polopt.interop import export as module
 from polopt.interop.export import FORMATS, ExportError, export, load_safetensors, load_stablehlo
-from polopt.policies.actor import Actor, ActorPolicy, Normaliser
+from polopt.policies.actor import Actor, Normaliser
+from polopt.policies.deployed import ActorPolicy
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("jax2onnx")
@@ -125,7 +126,7 @@ def test_safetensors_tells_what_it_holds(tmp_path):
         np.testing.assert_array_equal(file.get_tensor("normaliser.statistics.mean"), policy.normaliser.statistics.mean)
         facts = json.loads(file.metadata()["polopt"])
     assert facts["observation_space"]["high"] == [1.0, "inf", 5.0, 3.0]
-    assert facts["policy"]["actor"]["torso"]["layers"][0]["weight"] == {"shape": [16, 4], "dtype": "float32"}
+    assert facts["policy"]["actor"]["torso"]["layers"][0]["weight"] == {"shape": [4, 16], "dtype": "float32"}
 
 
 @pytest.mark.parametrize(

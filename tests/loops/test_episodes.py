@@ -152,7 +152,7 @@ def test_sampled_estimates_approach_the_exact_ones():
     np.testing.assert_allclose(method.value(found), finite.objective(mdp, policy, 20), rtol=0.03)
     table = finite.policy_gradient(mdp, logits(actor, mdp.states), 20)
     each = jax.jit(jax.vmap(lambda t: method.gradient(actor, jax.tree.map(lambda x: x[None], t))))(found)
-    for estimates, expected in ((each.head.weight, table.T), (each.head.bias, table.sum(0))):
+    for estimates, expected in ((each.head.weight, table), (each.head.bias, table.sum(0))):
         error = estimates.std(0) / 4000**0.5
         assert (jnp.abs(estimates.mean(0) - expected) < 4 * error + 1e-6).all() and (error < 0.05).all()
 

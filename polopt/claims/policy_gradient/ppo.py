@@ -6,30 +6,14 @@ import jax
 
 from polopt.claims.claim import Check, Claim, Side
 from polopt.claims.measures import AREA, FINAL_RETURN, simulated, trained
-from polopt.core.parts import part
 from polopt.loops.descent import Descent
 from polopt.loops.on_policy import OnPolicy
-from polopt.methods.policy_gradient.a2c import LogLikelihood
+from polopt.loops.surrogates import ImportanceWeighted, LogLikelihood
 from polopt.methods.policy_gradient.gae import GAE
 from polopt.methods.policy_gradient.ppo import Clip
-from polopt.objectives import surrogates
 from polopt.optim.adam import Adam
 
 DEVIATION = "|r - 1|"
-
-
-@part
-class Unclipped:
-    """-r A."""
-
-    def init(self):
-        return ()
-
-    def loss(self, state, update):
-        return surrogates.importance_weighted(update.log_prob, update.old_log_prob, update.advantage), {}
-
-    def adapt(self, state, kl):
-        return state
 
 
 def run(seeds: list[int]) -> dict[str, Side]:
@@ -38,7 +22,7 @@ def run(seeds: list[int]) -> dict[str, Side]:
     clipped = OnPolicy(Clip(), GAE(), Descent(adam, epochs=10))
     methods = {
         "PPO": clipped,
-        "no clip": dataclasses.replace(clipped, surrogate=Unclipped()),
+        "no clip": dataclasses.replace(clipped, surrogate=ImportanceWeighted()),
         "one epoch": dataclasses.replace(clipped, surrogate=LogLikelihood(), improver=Descent(adam, epochs=1)),
     }
 

@@ -61,11 +61,11 @@ def errors(env, samples: int, adapted: bool, keys):
         table = jax.random.normal(k_logits, head.weight.shape)
         state = eqx.tree_at(lambda s: (s.learner.actor.head.weight, s.learner.actor.head.bias), state, (table, jnp.zeros_like(head.bias)))
         rollout = method.behaviour.collect(method, env, state, k_collect)[1]
-        places = jax.nn.one_hot(rollout.observation[:, 0], table.shape[1])
-        counts = jnp.einsum("ns,na->sa", places, jax.nn.one_hot(rollout.raw_action[:, 0], table.shape[0]))
+        places = jax.nn.one_hot(rollout.observation[:, 0], table.shape[0])
+        counts = jnp.einsum("ns,na->sa", places, jax.nn.one_hot(rollout.raw_action[:, 0], table.shape[1]))
         visits = counts.sum(axis=1, keepdims=True)
         frequency = counts / jnp.maximum(visits, 1)
-        kl = jax.scipy.special.xlogy(frequency, frequency) - frequency * jax.nn.log_softmax(table.T)
+        kl = jax.scipy.special.xlogy(frequency, frequency) - frequency * jax.nn.log_softmax(table)
         return jnp.sum(visits * kl) / samples
 
     # Not by vmap; see polopt.claims.measures.

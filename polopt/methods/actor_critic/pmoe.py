@@ -20,7 +20,9 @@ The entropy is thus an expert's, not the mixture's; `entropy=mixture` takes the 
 is SAC. Experts that start alike and wide often stay so under the rule of the best, hence they start apart: `spread` and
 `log_std`.
 
-This is PMOE on SAC. On PPO it is not here yet.
+On-policy (`pmoe:ppo`) PPO's ratio is that of the mixture's density, and L_freq is added to its loss. What tells the best expert
+is a value Q(s, a) fitted to the returns that PPO fits V to; our choice: it is read off the actor's features, which it does not
+move.
 
 Defaults: those of a co-author's code (K = 4, two layers of 512, Adam 3e-4, minibatches of 300, tau .01), but rewards as they are:
 it standardises them in each minibatch and multiplies them by 10. Our choice: the weights come from the actor's last features,
@@ -29,7 +31,7 @@ theirs from the observation by one layer.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +39,18 @@ from array_api_compat import array_namespace
 
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part
-from polopt.critics.action_value import ActionValue, Ensemble, polyak
 from polopt.envs.task import ControlTask
-from polopt.loops.actor_critic import STEP, ActorCritic, descend, needs_box, regress
-from polopt.loops.descent import Step
+from polopt.loops.descent import Step, passes
 from polopt.loops.exploration import Drawn
+from polopt.loops.memory import NoMemory
 from polopt.loops.off_policy import OffPolicy
-from polopt.methods.actor_critic.sac import Learned, Temperature, soft_value
+from polopt.loops.on_policy import OnPolicy
+from polopt.methods.actor_critic.sac import SoftActorCritic
+from polopt.methods.policy_gradient import ppo as proximal
 from polopt.methods.registry import composition
+from polopt.objectives import values
 from polopt.objectives.backend import stop_gradient
-from polopt.policies.experts import UnitExperts
-from polopt.policies.unit import UnitPolicy
+from polopt.policies.experts import ExpertsActor, Shown, UnitExperts
 
 NETWORK = Feedforward(hidden=(512, 512), activation="relu")
 
@@ -71,38 +74,21 @@ def frequency_loss(weights, best):
 
 
 @part
-class MixtureOfExperts:
-    """An actor of several experts, two critics and a temperature."""
+class MixtureOfExperts(SoftActorCritic):
+    """SAC with an actor of several experts."""
 
-    temperature: Temperature = Learned()
     actor_network: Feedforward = NETWORK
     critic_network: Feedforward = NETWORK
-    actor_step: Step = STEP
-    critic_step: Step = STEP
+    tau: float = hyper(0.01, above=0, at_most=1)  # share of the online critics that the targets take in an update
     experts: int = hyper(4, at_least=1)  # K
     spread: float = hyper(0.5, at_least=0)  # standard deviation of the experts' first means, before tanh
     log_std: float = hyper(-1.0, at_least=-20, at_most=2)  # first log deviation of each expert
     improve: str = hyper("best", choices=("best", "all"))  # which experts follow the critic in a state
     entropy: str = hyper("expert", choices=("expert", "mixture"))  # of what density the entropy is counted
-    discount: float = hyper(0.99, at_least=0, at_most=1)  # gamma
-    tau: float = hyper(0.01, above=0, at_most=1)  # share of the online critics that the targets take in an update
 
-    def refuse(self, env) -> str | None:
-        return needs_box(env)
-
-    def init(self, env, key) -> ActorCritic:
-        k_actor, k_critic = jax.random.split(key)
+    def actor(self, env, key):
         shape = self.experts, self.spread, self.log_std
-        actor = UnitExperts(self.actor_network, env.observation_space, env.action_space, *shape, k_actor)
-        critic = Ensemble(lambda k: ActionValue(self.critic_network, env.observation_space, env.action_space, k), 2, k_critic)
-        optimisers = {"actor": self.actor_step.init(actor), "critic": self.critic_step.init(critic)}
-        return ActorCritic(actor, critic, (), critic, self.temperature.init(), optimisers, jnp.zeros((), jnp.int32))
-
-    def act(self, learner, inputs, key):
-        return learner.actor.draw(*inputs, key)
-
-    def policy(self, learner, normaliser):
-        return UnitPolicy(learner.actor, normaliser)
+        return UnitExperts(self.actor_network, env.observation_space, env.action_space, *shape, key)
 
     def draw(self, actor, inputs, key):
         """One action of every expert in n states: unit actions (n, K, ...), log-probabilities (n, K), and the logits of the weights (n, K)."""
@@ -120,43 +106,86 @@ class MixtureOfExperts:
         k_action, k_which = jax.random.split(key)
         action, log_prob, logits = self.draw(learner.actor, batch.next_observation, k_action)
         rows = jnp.arange(logits.shape[0]), jax.random.categorical(k_which, logits)
-        value = jnp.min(jax.vmap(learner.target_critic)(*batch.next_observation, action[rows]), axis=1)
-        return batch.reward + batch.discount * soft_value(value, log_prob[rows], self.temperature.value(learner.extra))
+        value = jax.vmap(learner.target_critic)(*batch.next_observation, action[rows])
+        return self.backup(learner, batch, value, log_prob[rows], jax.random.fold_in(k_which, 1))
 
     def actor_loss(self, actor, learner, batch, key):
-        """L_pi; log-probabilities of the best experts' actions (n,), L_freq, and the mean of the largest weights."""
+        """L_pi, and log-probabilities of the best experts' actions (n,)."""
         action, log_prob, logits = self.draw(actor, batch.observation, key)
         each = jax.vmap(jax.vmap(learner.critic, in_axes=(None, None, 0)))  # over states, then experts
-        value = jnp.min(each(*batch.observation, action), axis=-1)
-        best, weights = best_expert(value), jax.nn.softmax(logits)
+        value = self.judged(each(*batch.observation, action))
+        best = best_expert(value)
         share = best if self.improve == "best" else jnp.full_like(best, 1 / self.experts)
         primary = jnp.mean(primary_loss(log_prob, value, share, self.temperature.value(learner.extra)))
-        frequency = jnp.mean(frequency_loss(weights, best))
-        return primary + frequency, (jnp.sum(best * log_prob, axis=-1), frequency, jnp.mean(jnp.max(weights, axis=-1)))
-
-    def update(self, learner, batch, progress, key):
-        k_target, k_actor = jax.random.split(key)
-        y = self.target(learner, batch, k_target)
-        (loss, value), gradient = jax.value_and_grad(regress, has_aux=True)(learner.critic, batch, y)
-        critic, optimisers = descend(self.critic_step, gradient, learner.optimisers, "critic", learner.critic, progress)
-        slow = polyak(learner.target_critic, critic, self.tau)
-        now = ActorCritic(learner.actor, critic, (), slow, learner.extra, optimisers, learner.count + 1)
-        (actor_loss, (log_prob, frequency, largest)), gradient = jax.value_and_grad(self.actor_loss, has_aux=True)(now.actor, now, batch, k_actor)
-        actor, optimisers = descend(self.actor_step, gradient, optimisers, "actor", now.actor, progress)
-        temperature = self.temperature.update(now.extra, log_prob, math.prod(actor.action_space.shape), progress)
-        metrics = {
-            "loss/critic": loss,
-            "loss/actor": actor_loss,
-            "loss/frequency": frequency,
-            "largest_weight": largest,
-            "entropy": -jnp.mean(log_prob),
-            "temperature": self.temperature.value(temperature),
-            "value": jnp.mean(value),
-        }
-        return ActorCritic(actor, critic, (), slow, temperature, optimisers, now.count), y - jnp.mean(value, axis=1), metrics
+        return primary + jnp.mean(frequency_loss(jax.nn.softmax(logits), best)), jnp.sum(best * log_prob, axis=-1)
 
 
 @composition
 def pmoe(task: ControlTask | None = None) -> OffPolicy:
     """PMOE on SAC."""
     return OffPolicy(MixtureOfExperts(), Drawn(), batch_size=300)
+
+
+# -- on-policy ---------------------------------------------------------------------------------------------------------
+
+
+@part
+class Experts(NoMemory):
+    """The actor's one distribution is made a mixture; nothing is remembered."""
+
+    count: int = hyper(5, at_least=1)  # K
+    spread: float = hyper(0.5, at_least=0)  # standard deviation of the experts' first means or logits
+    judge: Feedforward = Feedforward()  # Q, on the actor's features and an action
+
+    def actor(self, actor, key):
+        return ExpertsActor(actor, self.count, self.spread, self.judge, jax.random.fold_in(key, 1))
+
+
+@part
+class JudgedDescent:
+    """Passes of minibatch steps along the gradient of the loop's loss + L_freq + the loss of the value of actions."""
+
+    step: Step
+    epochs: int = hyper(10, at_least=1)  # passes over an iteration's data
+    minibatches: int = hyper(32, at_least=1)  # steps in a pass
+    value_coefficient: float = hyper(0.5, at_least=0)  # weight of the value loss
+    action_value_coefficient: float = hyper(1.0, at_least=0)  # weight of the loss of the value of actions
+
+    def init(self, learner):
+        return self.step.init(learner)
+
+    def refuse(self, samples: int) -> str | None:
+        return f"cannot split {samples} samples into {self.minibatches} minibatches" if samples % self.minibatches else None
+
+    def loss(self, learner, loop, surrogate_state, batch, key):
+        total, metrics = loop.loss(learner, surrogate_state, batch, self.value_coefficient)
+        features, mixture = loop.forward(Shown(learner.actor), 0, batch)
+        raw, target = loop.samples((batch.raw_action, batch.target))
+
+        def one(features, mixture, raw, target, key):
+            value = jax.vmap(lambda a: learner.actor.value(features, a))(mixture.action_each(mixture.sample_each(key)))
+            judged = learner.actor.value(features, mixture.action(raw))
+            return frequency_loss(mixture.weights, best_expert(value)), values.squared(judged, target)
+
+        frequency, error = map(jnp.mean, jax.vmap(one)(features, mixture, raw, target, jax.random.split(key, target.shape[0])))
+        return total + frequency + self.action_value_coefficient * error, {**metrics, "loss/frequency": frequency, "loss/action_value": error}
+
+    def __call__(self, loop, state, learner, surrogate_state, batch, progress, key):
+        def descend(carry, minibatch):
+            learner, optimiser, key = carry
+            key, k_loss = jax.random.split(key)
+            gradient, metrics = jax.grad(self.loss, has_aux=True)(learner, loop, surrogate_state, minibatch, k_loss)
+            return (*self.step.update(gradient, optimiser, learner, progress), key), metrics
+
+        k_passes, k_losses = jax.random.split(key)
+        (learner, state, _), metrics = passes(descend, (learner, state, k_losses), batch, self.epochs, self.minibatches, k_passes)
+        return learner, state, jax.tree.map(jnp.mean, metrics)
+
+
+@composition
+def ppo(task: ControlTask | None = None) -> OnPolicy:
+    """PMOE on PPO."""
+    plain = proximal.ppo(task)
+    descent = plain.improver
+    judged = JudgedDescent(descent.step, descent.epochs, descent.minibatches, descent.value_coefficient)
+    return dataclasses.replace(plain, improver=judged, memory=Experts())

@@ -116,10 +116,13 @@ class SoftActorCritic:
 
     def init(self, env, key) -> ActorCritic:
         k_actor, k_critic = jax.random.split(key)
-        actor = GaussianActor(self.actor_network, env.observation_space, env.action_space, k_actor)
+        actor = self.actor(env, k_actor)
         critic = Ensemble(lambda k: ActionValue(self.critic_network, env.observation_space, env.action_space, k), self.critics, k_critic)
         optimisers = {"actor": self.actor_step.init(actor), "critic": self.critic_step.init(critic)}
         return ActorCritic(actor, critic, (), critic, self.temperature.init(), optimisers, jnp.zeros((), jnp.int32))
+
+    def actor(self, env, key):
+        return GaussianActor(self.actor_network, env.observation_space, env.action_space, key)
 
     def act(self, learner, inputs, key):
         return learner.actor.draw(*inputs, key)
@@ -132,15 +135,22 @@ class SoftActorCritic:
         k_action, k_subset = jax.random.split(key)
         after = draw(learner.actor, batch.next_observation, k_action)
         value = jax.vmap(learner.target_critic)(*batch.next_observation, after.action)
+        return self.backup(learner, batch, value, after.log_prob, k_subset)
+
+    def backup(self, learner, batch, value, log_prob, key):
+        """y from the values of the next actions (n, critics) and their log-probabilities (n,)."""
         if self.subset is not None:
-            value = value[:, jax.random.permutation(k_subset, self.critics)[: self.subset]]
-        return batch.reward + batch.discount * soft_value(jnp.min(value, axis=1), after.log_prob, self.temperature.value(learner.extra))
+            value = value[:, jax.random.permutation(key, self.critics)[: self.subset]]
+        return batch.reward + batch.discount * soft_value(jnp.min(value, axis=1), log_prob, self.temperature.value(learner.extra))
+
+    def judged(self, value):
+        """What the actor goes by: values (..., critics) to (...,)."""
+        return jnp.min(value, axis=-1) if self.actor_value == "min" else jnp.mean(value, axis=-1)
 
     def actor_loss(self, actor, learner, batch, key):
         """L_pi, and log pi of the actions drawn (n,)."""
         now = draw(actor, batch.observation, key)
-        value = jax.vmap(learner.critic)(*batch.observation, now.action)
-        value = jnp.min(value, axis=1) if self.actor_value == "min" else jnp.mean(value, axis=1)
+        value = self.judged(jax.vmap(learner.critic)(*batch.observation, now.action))
         return -jnp.mean(soft_value(value, now.log_prob, self.temperature.value(learner.extra))), now.log_prob
 
     def update(self, learner, batch, progress, key):

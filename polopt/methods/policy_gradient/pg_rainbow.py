@@ -78,7 +78,7 @@ class Distilled(eqx.Module):
         distribution = actor((), vector, pictures)[1]
         discrete = isinstance(actor.action_space, spaces.Discrete)
         features = network.features(vector if discrete else jnp.concatenate([vector, distribution.mode().ravel()]), pictures)
-        per_action = jax.vmap(lambda tau: network.quantiles(features, tau))(midpoints(self.inner.weight.shape[-1]))
+        per_action = jax.vmap(lambda tau: network.quantiles(features, tau))(midpoints(self.inner.weight.shape[0]))
         return per_action @ jax.nn.softmax(distribution.logits) if discrete else per_action[:, 0]
 
     def mixed(self, product):

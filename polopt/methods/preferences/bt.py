@@ -1,8 +1,8 @@
 """Rank Analysis of Incomplete Block Designs: I. The Method of Paired Comparisons.
 
-Ralph Allan Bradley, Milton E. Terry. 1952. Biometrika 39
+Ralph Allan Bradley, Milton E. Terry. 1952. Biometrika 39(3/4), doi:10.2307/2334029
 
-A reward model from comparisons, by maximum likelihood of
+A reward model from comparisons (so used since arXiv:1706.03741), by maximum likelihood of
 
     P(y_w > y_l | x) = sigmoid( r(x, y_w) - r(x, y_l) )
     L = -log sigmoid( r(x, y_w) - r(x, y_l) - m ) + c ( r(x, y_w)^2 + r(x, y_l)^2 )

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polopt.core import spaces
+from polopt.core import parts, spaces
 from polopt.core.networks import Feedforward
+from polopt.envs.make import make
+from polopt.envs.task import ControlTask
+from polopt.methods import registry
 from polopt.methods.actor_critic.pmoe import best_expert, frequency_loss, primary_loss
 from polopt.policies.distributions import SquashedGaussian
 from polopt.policies.experts import Mixture, UnitExperts
@@ -96,7 +99,6 @@ def test_one_expert_is_sac(entropy):
     a, error, metrics = jax.jit(rule.update)(learner, batch, 0.0, jax.random.key(4))
     b, expected, theirs = jax.jit(sac.update)(twin, batch, 0.0, jax.random.key(4))
     np.testing.assert_allclose(error, expected, rtol=1e-4, atol=1e-5)
-    assert float(metrics["loss/frequency"]) == 0 and float(metrics["largest_weight"]) == 1
     np.testing.assert_allclose(metrics["loss/actor"], theirs["loss/actor"], rtol=1e-4)
     moved = lambda l: jax.tree.leaves((l.actor.torso, l.actor.head, l.critic, l.target_critic, l.extra))  # noqa: E731
     for x, y in zip(moved(a), moved(b), strict=True):
@@ -134,3 +136,72 @@ def test_the_exact_entropy_counts_all_experts():
     vector = batch.observation[0][0]
     raw = jnp.arctanh(action[0])
     np.testing.assert_allclose(log_prob[0], jax.vmap(learner.actor(vector, ()).log_prob)(raw), rtol=1e-3, atol=1e-4)
+
+
+# -- on-policy ---------------------------------------------------------------------------------------------------------
+
+
+def on_policy(env="probe:action-continuous", **changes):
+    """(task, loop)."""
+    task = ControlTask(make(env), 640)
+    sizes = {"network.hidden": (8,), "critic_network.hidden": (8,), "memory.judge.hidden": (8,), "num_envs": 4, "num_steps": 8}
+    return task, parts.replace(registry.load("pmoe:ppo")(task), {**sizes, "improver.minibatches": 2, "improver.epochs": 1, **changes})
+
+
+def collected(task, loop):
+    """(state, a batch of 32 samples) at the start."""
+
+    @jax.jit
+    def made(key):
+        state = loop.init(task, key)
+        _, rollout, _ = loop.collect(task.env, state, jax.random.key(1))
+        return state, loop.judge(state, state.acting, rollout)[0]
+
+    return made(jax.random.key(0))
+
+
+@pytest.mark.parametrize("env", ["probe:action-continuous", "probe:action"])
+def test_the_ratio_is_that_of_the_mixture(env):
+    """Of the whole density, which is 1 before the first step; one expert has that of its only distribution."""
+    task, loop = on_policy(env)
+    state, batch = collected(task, loop)
+    update = loop.update(state.learner.actor, batch)
+    np.testing.assert_allclose(update.log_prob, update.old_log_prob, rtol=1e-5, atol=1e-6)
+    mixture = loop.forward(state.learner.actor, 0, batch)
+    each = jax.vmap(lambda m, r: jax.vmap(lambda e: e.log_prob(r))(m.experts))(mixture, batch.raw_action)
+    weights = jax.vmap(lambda m: m.weights)(mixture)
+    np.testing.assert_allclose(update.log_prob, jnp.log(jnp.sum(weights * jnp.exp(each), axis=1)), rtol=1e-4, atol=1e-5)
+    task, loop = on_policy(env, **{"memory.count": 1})
+    state, batch = collected(task, loop)
+    alone = loop.forward(state.learner.actor, 0, batch)
+    np.testing.assert_allclose(batch.log_prob, jax.vmap(lambda m, r: m.log_prob_each(r[None])[0])(alone, batch.raw_action), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_added_to_the_loss_of_ppo():
+    """L_freq moves weights and torso, the value of actions its own network only; PPO's loss does not move that."""
+    task, loop = on_policy()
+    state, batch = collected(task, loop)
+    improver, learner, key = loop.improver, state.learner, jax.random.key(2)
+    total, metrics = improver.loss(learner, loop, state.surrogate, batch, key)
+    plain, _ = loop.loss(learner, state.surrogate, batch, 0.5)
+    np.testing.assert_allclose(total, plain + metrics["loss/frequency"] + metrics["loss/action_value"], rtol=1e-5)
+    gradient = jax.jit(jax.grad(lambda x: improver.loss(x, loop, state.surrogate, batch, key)[0]))(learner)
+    without = jax.jit(jax.grad(lambda x: loop.loss(x, state.surrogate, batch, 0.5)[0]))(learner)
+    assert not any(np.any(x) for x in jax.tree.leaves((without.actor.judge, without.actor.judge_head)))
+    assert all(np.any(x) for x in jax.tree.leaves(gradient.actor.judge_head))
+    for x, y in zip(jax.tree.leaves((gradient.actor.heads, gradient.critic)), jax.tree.leaves((without.actor.heads, without.critic)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(gradient.actor.gate.bias, without.actor.gate.bias)
+
+
+def test_the_value_of_actions_fits_the_returns():
+    """Of one step that pays 1 - (a - sign/2)^2 it comes to the reward of each action taken."""
+    quick = {"improver.step.learning_rate": 3e-3, "improver.step.anneal": False, "improver.epochs": 4, "num_envs": 32, "memory.count": 2}
+    task, loop = on_policy(**quick, **{"normalise_rewards": False, "normalise_observations": False, "memory.judge.hidden": (32,)})
+    state = jax.jit(lambda key: jax.lax.fori_loop(0, 60, lambda _, s: loop.step(task, s)[0], loop.init(task, key)))(jax.random.key(0))
+    _, features = state.learner.actor.torso((), jnp.ones(1), ())
+    mixture = state.learner.actor.mixture(features)
+    action = jax.vmap(lambda key: mixture.action(mixture.sample(key)))(jax.random.split(jax.random.key(5), 200))[:, 0]
+    value = jax.vmap(lambda a: state.learner.actor.value(features, a))(action[:, None])
+    reward = 1 - (action - 0.5) ** 2
+    assert jnp.mean((value - reward) ** 2) < 0.1 * jnp.var(reward)

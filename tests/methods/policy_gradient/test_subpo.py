@@ -67,10 +67,10 @@ def estimate(name: str, on: ControlTask, keys, **changes):
         fresh = loop.refresh(on, eqx.tree_at(lambda s: s.key, state, key))
         batch = loop.judge(fresh, fresh.acting, loop.collect(on.env, fresh, key)[1])[0]
         gradient = jax.grad(lambda actor: loop.policy_loss(actor, (), batch)[0])(fresh.learner.actor)
-        return -HORIZON * gradient.head.weight.T.reshape(HORIZON + 1, STATES, ACTIONS)[:HORIZON]
+        return -HORIZON * gradient.head.weight.reshape(HORIZON + 1, STATES, ACTIONS)[:HORIZON]
 
     many = np.stack([one(key) for key in keys])
-    return weight.T.reshape(HORIZON + 1, STATES, ACTIONS)[:HORIZON], many.mean(0), many.std(0) / np.sqrt(len(many))
+    return weight.reshape(HORIZON + 1, STATES, ACTIONS)[:HORIZON], many.mean(0), many.std(0) / np.sqrt(len(many))
 
 
 def test_the_estimate_follows_the_gradient_of_the_set_value(problem):
