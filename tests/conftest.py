@@ -13,8 +13,10 @@ import pytest
 DEVICES = "--xla_force_host_platform_device_count=2"
 # With one test process a core, a thread pool in each makes them wait for one another.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# Most of the time of these tests goes into compiling small programs, which takes a third of it so; what a program computes stays the same.
+COMPILE_FAST = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {ONE_THREAD}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {ONE_THREAD} {COMPILE_FAST}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
