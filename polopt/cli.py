@@ -106,7 +106,7 @@ class TrainOptions:
     task: str | None = None
     """what a language model learns: arithmetic, countdown:numbers=4, reasoning_gym:NAME, ...; or --data FILE with prompts or preferences"""
     verifier: str | None = None
-    """who grades completions of the prompts in --data: FILE.py:FUNCTION, or math"""
+    """who grades completions: FILE.py:FUNCTION, or the folder of a run of bt; by default the task, or math-verify on the answers in --data"""
     warm_start: int | None = None
     """iterations of supervised learning on the task's demonstrations first; by default 400 for --model tiny, else 0"""
     devices: str | None = None
@@ -466,7 +466,7 @@ def compare(argv: list[str]) -> int:
         task: str | None = None
         """what it learns, as in `polopt train`"""
         verifier: str | None = None
-        """who grades completions of the prompts in --data"""
+        """who grades completions, as in `polopt train`"""
         steps: int | None = None
         """environment steps a seed, when methods are given; updates where data are given"""
         seeds: int = 5

@@ -3,6 +3,7 @@
     model   "tiny" for a small decoder made for the task, or a directory in the Hugging Face layout
     task    a name of `polopt.data.tasks`, such as arithmetic or reasoning_gym:countdown; the exact testbeds bring their own model
     data    a file of prompts with answers, demonstrations or preferences, where no task is named
+    verifier  a function that grades completions, or the folder of a run that has learnt a reward model
 
 The model that training starts from is kept in the run's folder where it was made or warmed up by the run itself.
 """
@@ -31,6 +32,7 @@ from polopt.policies.language import huggingface
 from polopt.policies.language.sampling import Sampling, generate
 from polopt.policies.language.transformer import Transformer, tiny
 from polopt.run.checkpoint import digest
+from polopt.run.rewards import graded, learnt_at, ungraded
 
 TINY = "tiny"
 TINY_WARM_START = 400  # iterations of supervised learning, after which a tiny model is right now and then
@@ -57,6 +59,14 @@ def wanted(method) -> type | None:
 
 def pose(source: Source, method, steps: int, directory: Path | None = None) -> LanguageTask | PreferenceTask:
     """The task for a method, with the model that training starts from. `directory` is the folder of a run that has kept that model."""
+    rewards = learnt_at(source.verifier)
+    if rewards is None:
+        return _pose(source, method, steps, directory)
+    return graded(_pose(dataclasses.replace(source, verifier=ungraded), method, steps, directory, rewards.tokenizer), rewards)
+
+
+def _pose(source: Source, method, steps: int, directory: Path | None, tokenizer=None) -> LanguageTask | PreferenceTask:
+    """`tokenizer` is the one that a file's texts are put into for a tiny model; by default one of their characters."""
     if source.task in TESTBEDS:
         return tasks.make_language_task(source.task, verifier=source.verifier, steps=steps, **dict(source.options))
     if source.model is None:
@@ -64,7 +74,7 @@ def pose(source: Source, method, steps: int, directory: Path | None = None) -> L
     if (source.task is None) == (source.data is None):
         given = "Neither" if source.task is None else "Both"
         raise DataError(f"{given} a task and data are given, but one of them says what is learnt; give --task arithmetic, or --data FILE.jsonl.")
-    posed = _posed(source, method, steps)
+    posed = _posed(source, method, steps, tokenizer)
     kept = None if directory is None else directory / START
     if kept is not None and kept.exists():
         return posed.with_model(huggingface.load(kept))
@@ -99,7 +109,7 @@ def _learns_demonstrations(method) -> bool:
     return getattr(method, "imitates", False)
 
 
-def _posed(source: Source, method, steps: int):
+def _posed(source: Source, method, steps: int, characters=None):
     options = dict(source.options)
     if source.task in SPACES:
         posed = tasks.make_language_task(source.task, verifier=source.verifier, steps=steps, **options)
@@ -113,7 +123,7 @@ def _posed(source: Source, method, steps: int):
     if source.model != TINY:
         tokenizer = HuggingFaceTokenizer(source.model)
     elif place.endswith(text_files.SUFFIXES):
-        tokenizer = characters_of(place)
+        tokenizer = characters or characters_of(place)
     elif place.startswith(tasks.WORDS):
         raise DataError(f"The task {place} is written in words, which a tiny model has no tokenizer for; give --model DIRECTORY.")
     elif source.data is None:
@@ -125,6 +135,8 @@ def _posed(source: Source, method, steps: int):
     if not place.endswith(text_files.SUFFIXES):
         raise DataError(f"The data are {place}, but a file of {' or '.join(text_files.SUFFIXES)} is expected; a task is named with --task.")
     if wanted(method) is PreferenceTask:
+        if source.verifier not in (None, ungraded):
+            raise DataError(f"Preferences are graded by a reward model, not by {source.verifier}; give a run of bt as the verifier, or none.")
         return text_tasks.preference_task(place, tokenizer, steps=steps, **options)
     if _learns_demonstrations(method) and source.verifier is None:
         return text_tasks.demonstration_task(place, tokenizer, steps=steps, **options)
@@ -303,7 +315,7 @@ class Writer:
 def described(source: Source, task) -> dict[str, Any]:
     """What run.json keeps."""
     facts = {k: v for k, v in dataclasses.asdict(source).items() if k != "options"}
-    paths = {k: os.path.abspath(v) for k, v in facts.items() if k in ("model", "data") and isinstance(v, str) and os.path.exists(v)}
+    paths = {k: os.path.abspath(v) for k, v in facts.items() if k in ("model", "data", "verifier") and isinstance(v, str) and os.path.exists(v)}
     return {**facts, **paths, "options": dict(source.options), "notes": list(getattr(task, "notes", ())), "digest": digest_of(task)}
 
 

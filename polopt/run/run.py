@@ -74,7 +74,8 @@ def fit(
     model:       for methods of language models: "tiny", or a directory in the Hugging Face layout.
     task:        what a language model learns: a name such as "arithmetic" or "reasoning_gym:countdown", a `LanguageTask` or a `PreferenceTask`;
                  or `data`, a file of prompts, demonstrations or preferences. A name may be followed by options, "countdown:numbers=4".
-    verifier:    who grades completions of the prompts in `data`: "FILE.py:FUNCTION", or "math" for answers by math-verify.
+    verifier:    who grades completions: "FILE.py:FUNCTION", or the folder of a run that has learnt a reward model; by default the task itself, or
+                 for the questions in `data` math-verify against their answers.
     warm_start:  iterations of supervised learning on the task's demonstrations before training; by default 400 for "tiny", else 0.
     devices:     several devices for a language model, "data=4,tensor=2": the rows of a batch over four, each layer over two. By default one.
     steps:       environment steps a seed, all copies counted, or updates where data are given; rounded up to whole iterations. By default

@@ -88,6 +88,31 @@ def test_data_make_demonstrations_and_pairs(tmp_path):
     assert 0 <= run.evaluate(episodes=4)["mean"] <= 1
 
 
+def test_a_run_of_a_reward_model_grades_another(tmp_path):
+    """A reward learnt from pairs that prefer 9 is maximised on prompts without answers; its tokens are taken over, and others are refused."""
+    pairs, prompts = tmp_path / "pairs.jsonl", tmp_path / "prompts.jsonl"
+    pairs.write_text("\n".join(json.dumps({"prompt": f"{i}:", "chosen": "9", "rejected": str(i % 9)}) for i in range(12)))
+    prompts.write_text("\n".join(json.dumps({"prompt": f"{i}:"}) for i in range(8)))
+    shared = dict(model="tiny", episodes=4, final_episodes=4, quiet=True)
+    learnt = polopt.fit("bt", data=str(pairs), steps=4, out=tmp_path / "rewards", learning_rate=1e-2, groups=4, **shared)
+    rewards = learnt.policy().policy
+    options = dict(task=f"{prompts}:length=2", verifier=str(tmp_path / "rewards"), steps=2) | shared | SIZES
+    run = polopt.fit("rloo", out=tmp_path / "run", **options)
+    posed = run._language_task()
+    assert posed.tokenizer == learnt._language_task().tokenizer
+    said, rows = jnp.full((3, 2), posed.tokenizer.encode("9")[0]), jnp.arange(3)
+    graded = posed.verifier(posed.prompts, rows, said, jnp.ones((3, 2), bool))
+    np.testing.assert_allclose(graded.reward, rewards(posed.prompts, rows, said, jnp.ones((3, 2), bool)).reward, rtol=1e-5)
+    assert all(np.isfinite(row["reward"]) for row in map(json.loads, (run.directory / "samples.jsonl").read_text().splitlines()))
+    assert polopt.load(run.directory).evaluate(episodes=4)["mean"] == pytest.approx(run.evaluate(episodes=4)["mean"])
+    for where, given, sentence in (
+        (run.directory, {"data": str(prompts)}, "is a run of rloo, which learns no reward; give a run of bt or rm_ensemble"),
+        (learnt.directory, {"task": "modular:modulus=5"}, "reads the tokens of another tokenizer than modular is written in"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            polopt.fit("rloo", verifier=str(where), steps=1, out=tmp_path / "no", **given, **shared)
+
+
 def test_a_composed_method_and_a_task_of_ones_own(tmp_path):
     task = testbeds.bandit(prompts=4, answers=3)
     method = dataclasses.replace(polopt_method("grpo"), epochs=2)
