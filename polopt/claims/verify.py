@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from polopt.claims import claim as claims
@@ -174,6 +175,8 @@ def verify(
             if verbose or not isinstance(error, ValueError):
                 traceback.print_exc(file=sys.stderr)
             continue
+        finally:
+            jax.clear_caches()  # a process may map so much memory, of which each compiled program takes some
         counts[result["verdict"]] += 1
         results.append(found)
         print("\n".join(lines(entry, claim, result, verbose)), flush=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 
 from polopt.core import spaces
@@ -27,3 +30,16 @@ def encoded_space(space: spaces.Space) -> spaces.Box:
 def encoded(space: spaces.Space, action):
     """An action as a network takes it: a box's unit action as it is, whole numbers as one-hot."""
     return action if isinstance(space, spaces.Box) else spaces.flatten(space, action)[0]
+
+
+@dataclass(frozen=True)
+class NotedBox(spaces.Box):
+    """A flat box of an action and of a note behind it; `action` is the box of the action alone."""
+
+    action: spaces.Box | None = None
+
+
+def parted(space: NotedBox, both) -> dict:
+    """The action, in the shape of its own space, and the note."""
+    at = math.prod(space.action.shape)
+    return {"action": both[:at].reshape(space.action.shape).astype(space.action.dtype), "note": both[at:]}

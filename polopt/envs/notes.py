@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from polopt.core import spaces
+from polopt.core.actions import NotedBox, parted
 from polopt.core.spaces import Box, Dict, Space
 from polopt.envs.protocol import Environment, Timestep
 
@@ -70,3 +72,16 @@ class WithNotes:
         """What a batch of actions leaves for the next observations."""
         previous = {"previous": jax.vmap(lambda a: spaces.flatten(self.env.action_space, a)[0])(action["action"])} if self.previous_action else {}
         return {"note": action["note"], **previous}
+
+
+class WithUnitNotes(WithNotes):
+    """The same where actions are a bounded box: action and note are one flat box, the note behind, its numbers from -1 to 1."""
+
+    @property
+    def action_space(self) -> NotedBox:
+        low, high = (np.concatenate([np.ravel(bound), np.full(self.size, end)]) for bound, end in zip(self.env.action_space.bounds(), (-1.0, 1.0)))
+        box = Box.of(low, high, low.shape)
+        return NotedBox(box.low, box.high, box.shape, box.dtype, self.env.action_space)
+
+    def step(self, state, action, key) -> tuple[object, Timestep]:
+        return super().step(state, jax.vmap(lambda both: parted(self.action_space, both))(action), key)

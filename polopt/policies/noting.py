@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
+from polopt.core.actions import from_unit, parted
 from polopt.core.networks import Linear
 from polopt.policies.actor import Actor, Normaliser
+from polopt.policies.deployed import Deployed
 from polopt.policies.distributions import Gaussian, Joint
+from polopt.policies.unit import DeterministicActor, GaussianActor
 
 LOG_STD = (-20.0, 2.0)  # a note's log standard deviation is kept in this range
 
@@ -64,3 +67,26 @@ class NotingPolicy(eqx.Module):
         draw = distribution.action(distribution.mode() if key is None else distribution.sample(key))
         after = {"note": draw["note"], "previous": spaces.flatten(self.action_space, draw["action"])[0]}
         return (memory, {name: after[name] for name in written}), draw["action"]
+
+
+class UnitNotingPolicy(Deployed):
+    """A deployed actor of action and note in one box. Its carry is the note, and the previous action where the actor reads it."""
+
+    actor: DeterministicActor | GaussianActor
+
+    @property
+    def observation_space(self):
+        return dict(self.normaliser.space.items)["observation"]
+
+    @property
+    def action_space(self):
+        return self.actor.action_space.action
+
+    def initial_carry(self):
+        return spaces.zeros(spaces.Dict(self.normaliser.space.items[1:]))
+
+    def act(self, carry, observation, key=None):
+        unit = self.actor.draw(*self.normaliser({"observation": observation, **carry}), key)
+        found = parted(self.actor.action_space, from_unit(self.actor.action_space, unit))
+        after = {"note": found["note"], "previous": spaces.flatten(self.action_space, found["action"])[0]}
+        return {name: after[name] for name in carry}, found["action"]

@@ -124,6 +124,14 @@ class SoftActorCritic:
     def actor(self, env, key):
         return GaussianActor(self.actor_network, env.observation_space, env.action_space, key)
 
+    def heated(self, learner, log_prob, progress):
+        """The temperature after the actor's step, from log-probabilities of its actions."""
+        return self.temperature.update(learner.extra, log_prob, math.prod(learner.actor.action_space.shape), progress)
+
+    def heat(self, extra) -> dict[str, jax.Array]:
+        """Diagnostics of the temperature."""
+        return {"temperature": self.temperature.value(extra)}
+
     def act(self, learner, inputs, key):
         return learner.actor.draw(*inputs, key)
 
@@ -139,9 +147,13 @@ class SoftActorCritic:
 
     def backup(self, learner, batch, value, log_prob, key):
         """y from the values of the next actions (n, critics) and their log-probabilities (n,)."""
+        return batch.reward + batch.discount * soft_value(self.least(value, key), log_prob, self.temperature.value(learner.extra))
+
+    def least(self, value, key):
+        """The smallest of the critics that count: values (n, critics) to (n,)."""
         if self.subset is not None:
             value = value[:, jax.random.permutation(key, self.critics)[: self.subset]]
-        return batch.reward + batch.discount * soft_value(jnp.min(value, axis=1), log_prob, self.temperature.value(learner.extra))
+        return jnp.min(value, axis=1)
 
     def judged(self, value):
         """What the actor goes by: values (..., critics) to (...,)."""
@@ -164,8 +176,9 @@ class SoftActorCritic:
         def move(now):
             (actor_loss, log_prob), gradient = jax.value_and_grad(self.actor_loss, has_aux=True)(now.actor, now, batch, k_actor)
             actor, optimisers = descend(self.actor_step, gradient, now.optimisers, "actor", now.actor, progress)
-            temperature = self.temperature.update(now.extra, log_prob, math.prod(now.actor.action_space.shape), progress)
-            return ActorCritic(actor, now.critic, (), now.target_critic, temperature, optimisers, now.count), actor_loss, -jnp.mean(log_prob)
+            temperature = self.heated(now, log_prob, progress)
+            entropy = -jnp.sum(log_prob) / log_prob.shape[0]
+            return ActorCritic(actor, now.critic, (), now.target_critic, temperature, optimisers, now.count), actor_loss, entropy
 
         def stay(now):
             return now, jnp.zeros(()), jnp.zeros(())
@@ -180,8 +193,8 @@ class SoftActorCritic:
             "loss/critic": loss,
             "loss/actor": actor_loss * seen,
             "entropy": entropy * seen,
-            "temperature": self.temperature.value(after.extra),
             "value": jnp.mean(value),
+            **self.heat(after.extra),
         }
         return after, y - jnp.mean(value, axis=1), metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -15,8 +16,10 @@ from polopt.envs.exact import lqr, tabular
 from polopt.envs.exact.problems import cue
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
+from polopt.loops.actor_critic import draw
 from polopt.methods import registry
 from polopt.policies.distributions import Categorical, Gaussian, Joint
+from polopt.run.evaluate import episode_returns
 
 SMALL = {"num_envs": 4, "num_steps": 8, "epochs": 2, "minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,)}
 
@@ -218,3 +221,82 @@ def test_the_deployed_policy_carries_its_notes():
     distribution = state.learner.actor((), jnp.concatenate([observation, jnp.zeros(5)]), ())[1]
     np.testing.assert_allclose(after[1]["note"], distribution.parts["note"].mean, rtol=1e-6)
     np.testing.assert_array_equal(after[1]["previous"], jax.nn.one_hot(action, 2))
+
+
+# -- off-policy --------------------------------------------------------------------------------------------------------
+
+LITTLE = {"rule.actor_network.hidden": (8,), "rule.critic_network.hidden": (8,), "replay.capacity": 64, "batch_size": 8, "warmup": 4}
+
+
+def off_policy(name, env="probe:memory-continuous", **changes):
+    """(task, method)."""
+    task = ControlTask(make(env), 64)
+    return task, parts.replace(registry.load(name)(task), {**LITTLE, **changes})
+
+
+def trained(task, method, iterations):
+    return jax.jit(lambda key: jax.lax.fori_loop(0, iterations, lambda _, s: method.step(task, s)[0], method.init(task, key)))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("which", ["sac", "td3"])
+def test_off_policy_without_notes_it_is_the_method(which):
+    """Oracle 2: dim(z) = 0."""
+    task, plain = off_policy(which)
+    _, noting = off_policy(f"s2pg:{which}", note_size=0)
+    a, b = trained(task, plain, 12), trained(task, noting, 12)
+    learnt = lambda state: jax.tree.leaves((state.learner.actor, state.learner.critic))  # noqa: E731
+    for x, y in zip(learnt(a), learnt(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["sac", "td3"])
+def test_notes_are_stored_as_they_were_written_and_read(which):
+    task, method = off_policy(f"s2pg:{which}", note_size=3)
+    steps = jax.tree.map(np.asarray, trained(task, method, 40).ring.steps)
+    seen, after, ended = steps.observation["note"][:40, 0], steps.next_observation["note"][:40, 0], steps.ended[:40, 0]
+    np.testing.assert_allclose(after, steps.action[:40, 0, 1:], atol=1e-6)  # the action of the probe is one number
+    np.testing.assert_allclose(steps.next_observation["previous"][:40, 0], steps.action[:40, 0, :1], atol=1e-6)
+    assert 2 <= ended.sum() < 39 and not seen[0].any()
+    for t in range(39):
+        np.testing.assert_array_equal(seen[t + 1], 0 * after[t] if ended[t] else after[t])
+
+
+def test_action_and_note_have_a_price_each():
+    """The target and the actor's loss by hand, and temperatures that go for -dim(a) and -dim(z)."""
+    task, method = off_policy("s2pg:sac", note_size=3, **{"rule.note_temperature.initial": 0.3})
+    state, rule = trained(task, method, 10), method.rule
+    learner = state.learner
+    batch = method.replay.sample(state.ring, jax.random.key(1), 6, rule.discount)
+    seen, after = (jax.vmap(state.normaliser)(x) for x in (batch.observation, batch.next_observation))
+    batch = batch._replace(observation=seen, next_observation=after)
+    key = jax.random.key(2)
+
+    def by_hand(actor, inputs, critic, key):
+        found = draw(actor, inputs, key)
+        mean, log_std = found.distribution.mean, found.distribution.log_std
+        each = -0.5 * ((found.raw - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * jnp.log(2 * jnp.pi) - jnp.log(1 - found.action**2)
+        return jax.vmap(critic)(*inputs, found.action).min(1), each[:, 0], each[:, 1:].sum(1)
+
+    alpha, alpha_z = (jnp.exp(temperature[0]) for temperature in learner.extra)
+    value, action, note = by_hand(learner.actor, batch.next_observation, learner.target_critic, jax.random.split(key)[0])
+    wanted = batch.reward + batch.discount * (value - alpha * action - alpha_z * note)
+    np.testing.assert_allclose(rule.target(learner, batch, key), wanted, rtol=1e-3, atol=1e-3)
+    value, action, note = by_hand(learner.actor, batch.observation, learner.critic, key)
+    loss, log_prob = rule.actor_loss(learner.actor, learner, batch, key)
+    np.testing.assert_allclose(loss, jnp.mean(alpha * action + alpha_z * note - value), rtol=1e-3)
+    np.testing.assert_allclose(log_prob, jnp.stack([action, note], axis=1), rtol=1e-3, atol=1e-3)
+    for entropies, rises in (((0.9, 2.9), (False, False)), ((-1.1, -2.9), (True, False)), ((-0.9, -3.1), (False, True))):
+        log_prob = -jnp.broadcast_to(jnp.array(entropies), (6, 2))
+        fresh = dataclasses.replace(learner, extra=(rule.temperature.init(), rule.note_temperature.init()))
+        after = rule.heated(fresh, log_prob, 0.0)
+        assert tuple(bool(new[0] > old[0]) for new, old in zip(after, fresh.extra)) == rises
+
+
+def test_off_policy_it_remembers():
+    """The probe shows a sign at the start and asks for it at the end: without memory 3/4 at best."""
+    sizes = {"rule.actor_network.hidden": (32,), "rule.critic_network.hidden": (32,), "replay.capacity": 4_000, "batch_size": 64, "warmup": 200}
+    fast = {f"rule.{step}.learning_rate": 3e-3 for step in ("actor_step", "critic_step", "temperature.step", "note_temperature.step")}
+    task, method = off_policy("s2pg:sac", note_size=1, num_envs=4, updates=2, **sizes, **fast)
+    state = trained(task, method, 1_000)
+    returns, _ = episode_returns(method.policy(state), task.env, jax.random.key(3), episodes=200)
+    assert float(returns.mean()) > 0.85
