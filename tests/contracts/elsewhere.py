@@ -7,6 +7,7 @@ what went wrong.
 from __future__ import annotations
 
 import ast
+import atexit
 import functools
 import os
 import signal
@@ -29,7 +30,9 @@ def interrupted_fit(method: str, **given) -> None:
 
 @functools.cache
 def _process() -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "tests.contracts.elsewhere"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "tests.contracts.elsewhere"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)  # which ends it: there is no more to read
+    return process
 
 
 def _ask(*call):

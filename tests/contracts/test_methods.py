@@ -282,9 +282,15 @@ def _changes_the_program(field: str, method, on) -> bool:
     before = parts.fields(method).get(field, _ABSENT)
     if before is _ABSENT or isinstance(before, float):
         return False
-    others = list(_replaced(method, field, _other_values(method, field, before)))
-    taken = [other for other in others if other.refuse(on) is None]
-    return any(_program(other, on) != _program(method, on) for other in taken) or bool(others and not taken)
+    refused = taken = False
+    for other in _replaced(method, field, _other_values(method, field, before)):
+        if other.refuse(on) is not None:
+            refused = True
+        elif _program(other, on) != _program(method, on):
+            return True
+        else:
+            taken = True
+    return refused and not taken
 
 
 def _changes_the_outcome(field: str, method, on) -> bool:

@@ -294,9 +294,10 @@ def test_action_and_note_have_a_price_each():
 
 def test_off_policy_it_remembers():
     """The probe shows a sign at the start and asks for it at the end: without memory 3/4 at best."""
-    sizes = {"rule.actor_network.hidden": (32,), "rule.critic_network.hidden": (32,), "replay.capacity": 4_000, "batch_size": 64, "warmup": 200}
+    sizes = {"rule.actor_network.hidden": (32,), "rule.critic_network.hidden": (32,), "replay.capacity": 8_000, "batch_size": 64, "warmup": 200}
     fast = {f"rule.{step}.learning_rate": 3e-3 for step in ("actor_step", "critic_step", "temperature.step", "note_temperature.step")}
-    task, method = off_policy("s2pg:sac", note_size=1, num_envs=4, updates=2, **sizes, **fast)
-    state = trained(task, method, 1_000)
+    mild = {"rule.temperature.initial": 0.1, "rule.note_temperature.initial": 0.02}
+    task, method = off_policy("s2pg:sac", note_size=2, num_envs=4, updates=2, **sizes, **fast, **mild)
+    state = trained(task, method, 2_000)
     returns, _ = episode_returns(method.policy(state), task.env, jax.random.key(3), episodes=200)
     assert float(returns.mean()) > 0.85
