@@ -211,7 +211,7 @@ MUTATIONS = [
     Mutation("td3: the larger critic", ddpg.Deterministic.target, "jnp.min(value", "jnp.max(value", smaller),
     Mutation("sac: entropy as a cost", sac.soft_value, "value - alpha", "value + alpha", soft),
     Mutation("sac: the temperature runs away", sac.temperature_loss, "return -jnp", "return jnp", temperature_rises),
-    Mutation("sac: an ensemble leads by its least", sac.SoftActorCritic.actor_loss, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
+    Mutation("sac: an ensemble leads by its least", sac.SoftActorCritic.judged, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
     Mutation("dqn: both choices by one network", dqn.backup, "next_online if double", "next_target if double", of_dqn.test_the_backup_by_hand),
     Mutation("dqn: the episode goes on", dqn.backup, "reward + discount *", "reward + 0.5 *", of_dqn.test_the_backup_by_hand),
     Mutation("loop: a time limit ends the value", OnPolicy.judge, "rollout.terminated, ended)", "ended, ended)", values_go_on_through_a_time_limit),
