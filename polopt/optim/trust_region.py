@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.sparse.linalg import cg
 
 
 def dot(x, y) -> jax.Array:
@@ -28,13 +27,37 @@ def gauss_newton_product(outputs: Callable, at, weight) -> Callable:
     return lambda v: jax.tree.map(lambda x: weight * x, backward(forward(v))[0])
 
 
+def conjugate_gradients(product: Callable, b, iterations: int):
+    """x ~= A^-1 b for trees x and b, `product` being v -> A v of a positive A: at most so many steps from 0, fewer once nothing is left.
+
+    jax.scipy's cg is not taken: under vmap it gives infinite numbers for some products that hold a derivative (JAX 0.10.2).
+    """
+    enough = 1e-20 * dot(b, b)
+
+    def going(state):
+        k, _, _, _, left = state
+        return (k < iterations) & (left > enough)
+
+    def step(state):
+        k, x, residual, p, left = state
+        towards = product(p)
+        size = left / dot(p, towards)
+        x = jax.tree.map(lambda a, d: a + size * d, x, p)
+        residual = jax.tree.map(lambda a, d: a - size * d, residual, towards)
+        after = dot(residual, residual)
+        p = jax.tree.map(lambda a, d: a + after / left * d, residual, p)
+        return k + 1, x, residual, p, after
+
+    return jax.lax.while_loop(going, step, (0, jax.tree.map(jnp.zeros_like, b), b, b, dot(b, b)))[1]
+
+
 def natural_direction(product: Callable, gradient, iterations: int, damping) -> tuple[Any, jax.Array]:
     """x ~= (F + damping I)^-1 gradient from at most `iterations` of conjugate gradients, and x^T (F + damping I) x."""
 
     def damped(v):
         return jax.tree.map(lambda f, x: f + damping * x, product(v), v)
 
-    x = cg(damped, gradient, tol=1e-10, maxiter=iterations)[0]
+    x = conjugate_gradients(damped, gradient, iterations)
     return x, dot(x, damped(x))
 
 
