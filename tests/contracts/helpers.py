@@ -30,6 +30,7 @@ SMALL = {
     "critic_network.hidden": (8,),
     "network.core_size": 4,
     "actor_network.hidden": (8,),
+    "value_network.hidden": (8,),
     "quantile_network.hidden": (8,),
     "reward_network.hidden": (8,),
     "rule.width": 8,
