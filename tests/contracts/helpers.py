@@ -51,6 +51,8 @@ SMALL = {
     "rollouts": 4,
     "rounds": 2,
     "kept": 6,
+    "features": 4,
+    "sampler.churn": 1.0,
 }
 # Never more than by default, so that one-pass methods stay one-pass.
 AT_MOST = {
@@ -80,6 +82,12 @@ AT_MOST = {
     "guides": 8,
     "elites": 1,
     "diffusion": 2,
+    "sampler.levels": 4,
+    "blocks": 2,
+    "model_batch": 4,
+    "length": 3,
+    "segments": 2,
+    "lifetime": 2,
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {
