@@ -43,3 +43,8 @@ def parted(space: NotedBox, both) -> dict:
     """The action, in the shape of its own space, and the note."""
     at = math.prod(space.action.shape)
     return {"action": both[:at].reshape(space.action.shape).astype(space.action.dtype), "note": both[at:]}
+
+
+def as_vector(space: spaces.Space, action):
+    """`encoded` as one vector of floats."""
+    return jnp.ravel(encoded(space, action)).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Policies that are told what return to reach: by the average of what is left, or by a return to go beside the last states and actions."""
+"""Policies that are told what return to reach: by the average of what is left, or by a return to go, alone or beside the last states and actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
-from polopt.core.actions import encoded
+from polopt.core.actions import as_vector, encoded
 from polopt.core.attention import Transformer, waves
 from polopt.core.networks import Feedforward, Linear, Torso
 from polopt.policies.cloned import ClonedActor, cloned
@@ -33,6 +33,27 @@ class OutcomePolicy(Deployed):
         vector, pictures = self.normaliser(observation)
         found = self.actor(jnp.concatenate([vector, self.outcome[None]]), pictures)
         return carry, taken(self.action_space, found, key)[1]
+
+
+class ReturnPolicy(Deployed):
+    """A deployed actor that is told what is left of a return to reach; models tell what each step has earned of it, which it remembers.
+
+    models: `reward(vector, encoded action)` is a number. target and scale: the return to reach, and what returns are divided by.
+    """
+
+    actor: ClonedActor
+    models: Any
+    target: jax.Array
+    scale: jax.Array
+
+    def initial_carry(self):
+        return jnp.zeros(())
+
+    def act(self, carry, observation, key=None):
+        vector, pictures = self.normaliser(observation)
+        left = (self.target - carry) / self.scale
+        drawn, action = taken(self.action_space, self.actor(jnp.concatenate([vector, left[None]]), pictures), key)
+        return carry + self.models.reward(vector, as_vector(self.action_space, drawn)), action
 
 
 class SequenceActor(eqx.Module):

@@ -46,6 +46,14 @@ SMALL = {
     "source.groups": 4,
     "source.prompts_drawn": 4,
     "head.hidden": (4,),
+    "dynamics_network.hidden": (8,),
+    "behaviour_network.hidden": (8,),
+    "rule.threshold": -100.0,  # so that models that know nothing yet have rollouts worth keeping
+    "rollouts": 4,
+    "rounds": 2,
+    "kept": 6,
+    "features": 4,
+    "sampler.churn": 1.0,
 }
 # Never more than by default, so that one-pass methods stay one-pass.
 AT_MOST = {
@@ -73,10 +81,19 @@ AT_MOST = {
     "minibatches": 2,
     "members": 2,
     "guides": 8,
+    "elites": 1,
+    "diffusion": 2,
+    "sampler.levels": 4,
+    "blocks": 2,
+    "model_batch": 4,
+    "length": 3,
+    "segments": 2,
+    "lifetime": 2,
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {
     "guide",  # names a file of an expert's transitions: tests/methods/offline/test_gorl_guided.py writes one
+    "rule.threshold",  # which rollouts are kept: tests/methods/offline/test_mbrcsl.py
     "rule.trained.run",  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
     "single_stream objective.dual",  # a lone completion of a table only loses likelihood; the part's own tests are in tests/loops
 }

@@ -17,9 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polopt.objectives import advantages, backend, divergences, importance, layout, preferences, reduction, risk, surrogates, values
+from polopt.objectives import advantages, backend, diffusion, divergences, importance, layout, preferences, reduction, risk, surrogates, values
 
-MODULES = (advantages, backend, divergences, importance, layout, preferences, reduction, risk, surrogates, values)
+MODULES = (advantages, backend, diffusion, divergences, importance, layout, preferences, reduction, risk, surrogates, values)
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
 seeds = st.integers(0, 10**6)
@@ -238,6 +238,9 @@ CASES = {
         f"conjugate-{name}": case(D.f_divergence, positive, call=lambda y, f=f: f.conjugate(-y))
         for name, f in {**D.F_DIVERGENCES, "alpha": D.alpha_divergence(0.5), "alpha-3": D.alpha_divergence(3.0)}.items()
     },
+    "input_scale": case(diffusion.input_scale, positive, spread=0.5),
+    "denoised": case(diffusion.denoised, normal, normal, positive, spread=0.5, moves=(0, 1, 2)),
+    "denoising": case(diffusion.denoising, normal, normal, positive, spread=0.5, moves=(0, 1, 2)),
     "cumulative_ratios": masked(importance.cumulative_ratios, normal),
     "discount_powers": masked(importance.discount_powers, normal, moves=(), discount=0.9),
     "effective_sample_size": case(importance.effective_sample_size, vector),
