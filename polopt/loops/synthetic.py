@@ -66,7 +66,7 @@ class Augmented(FromLog):
     loop: Offline
     guidance: Guidance
     sampler: Churned = Churned()
-    features: int = hyper(1024, at_least=1)  # of the model's first level, twice as many on each further one
+    channels: int = hyper(1024, at_least=1)  # of the model's first level, twice as many on each further one
     blocks: int = hyper(3, at_least=1)  # its levels
     model_step: Step = Cosine(replace(STEP, {"learning_rate": 2e-3}))
     model_batch: int = hyper(32, at_least=1)  # sequences that the model learns from in an update
@@ -103,7 +103,7 @@ class Augmented(FromLog):
         k_host, k_model = jax.random.split(key)
         state, data = self.loop.init(task, k_host), task.dataset
         size, numbers = spaces.size(data.observation_space), spaces.size(data.action_space)
-        network, m = TemporalUNet(size + numbers + 2, self.features, self.blocks, k_model), self.segments * (self.length - 1)
+        network, m = TemporalUNet(size + numbers + 2, self.channels, self.blocks, k_model), self.segments * (self.length - 1)
         drawn = Drawn(jnp.zeros((m, size)), jnp.zeros((m, numbers)), jnp.zeros(m), jnp.zeros(m, bool), jnp.zeros((m, size)))
         counts = jnp.zeros((), jnp.int32), jnp.full((), self.lifetime, jnp.int32)
         learner = Learner(state.learner, network, network, self.model_step.init(network), drawn, *counts, jnp.zeros(()))

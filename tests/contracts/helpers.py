@@ -52,7 +52,7 @@ SMALL = {
     "rollouts": 4,
     "rounds": 2,
     "kept": 6,
-    "features": 4,
+    "channels": 2,
     "sampler.churn": 1.0,
 }
 # Never more than by default, so that one-pass methods stay one-pass.
@@ -83,8 +83,8 @@ AT_MOST = {
     "guides": 8,
     "elites": 1,
     "diffusion": 2,
-    "sampler.levels": 4,
-    "blocks": 2,
+    "sampler.levels": 2,
+    "blocks": 1,
     "model_batch": 4,
     "length": 3,
     "segments": 2,

@@ -27,7 +27,7 @@ SMALL = {
     "loop.batch_size": 8,
     "loop.updates": 4,
     "sampler.levels": 4,
-    "features": 4,
+    "channels": 4,
     "blocks": 2,
     "model_batch": 4,
     "preparation": 2,
