@@ -124,7 +124,7 @@ CLAIM = Claim(
     ),
     seconds=120,
     analysis="Whoever solves the task solves it wholly, and memory comes suddenly, after a long time at chance: until some note tells the bits apart "
-    "the action has nothing to read, and until the action reads notes nothing says which to write. Within the budget 8 of 10 tables (the "
-    "catalogue expects 9) and 4 of 10 networks (7) have left that plateau; the rest are still at one half. Without V(s, z) or from equal "
+    "the action has nothing to read, and until the action reads notes nothing says which to write. Within the budget 9 of 10 tables (as the "
+    "catalogue expects) and 4 of 10 networks (7) have left that plateau; the rest are still at one half. Without V(s, z) or from equal "
     "logits fewer tables leave it (3 of 5 and 1 of 3 on other seeds). The step size of PPO was chosen on 4 seeds, of which 3 succeeded: too few.",
 )
