@@ -70,7 +70,8 @@ CLAIM = Claim(
     ),
     seconds=180,
     slow=True,
-    analysis="Without slow targets Pendulum ends at -968 with an interval up to -636, not surely below -900: some seeds still learn something, which the "
-    "catalogue's pilot of -1320 did not show. The rest holds: DDPG ends at -147, and a small replay costs 318. An earlier form of the linear system, episodes of 20 steps with "
-    "inputs within 3 and a random warm-up, failed: |x| reached 100 there, and the critic, fitted to costs of thousands, became flat.",
+    analysis="Without slow targets Pendulum ends at -968 with an interval up to -636, not surely below -900: some seeds still learn something, "
+    "which the catalogue's pilot of -1320 did not show. The rest holds: DDPG ends at -147, and a small replay costs 318. An earlier form "
+    "of the linear system, episodes of 20 steps with inputs within 3 and a random warm-up, failed: |x| reached 100 there, and the critic, "
+    "fitted to costs of thousands, became flat.",
 )

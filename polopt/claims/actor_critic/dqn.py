@@ -28,6 +28,6 @@ CLAIM = Claim(
         Check(AREA, "DQN", above=50),
     ),
     seconds=120,
-    analysis="The target network is decisive: without it no seed learns. A replay of 256 transitions changes the return by -3 with an interval from -28 to 26: at 60k "
-    "steps both are at a return of about 120, far from the end of learning, and ten seeds do not tell them apart.",
+    analysis="The target network is decisive: without it no seed learns. A replay of 256 transitions changes the return by -3 with an interval "
+    "from -28 to 26: at 60k steps both are at a return of about 120, far from the end of learning, and ten seeds do not tell them apart.",
 )

@@ -138,8 +138,8 @@ CLAIM = Claim(
         Check(LOST, "APG", below=1.05),
     ),
     seconds=90,
-    analysis="APG is within 10 % of the optimum in seven of ten seeds, after 3.6k to 7.2k steps; DDPG from nothing in two, and the run ends at 10k, "
-    "where a seed that is not there counts as 20k: the ratio of .42 is from above. At its end APG's cost wavers between 1.03 and 1.3 of the best "
-    "(2.2 and 3 in two seeds). The exploration noise, steps of a constant size and the guard, which pulls towards the old set point, may each be why; "
-    "they have not been separated.",
+    analysis="APG is within 10 % of the optimum in seven of ten seeds, after 3.6k to 7.2k steps; DDPG from nothing in two, and the run ends at "
+    "10k, where a seed that is not there counts as 20k: the ratio of .42 is from above. At its end APG's cost wavers between 1.03 and 1.3 "
+    "of the best (2.2 and 3 in two seeds). The exploration noise, steps of a constant size and the guard, which pulls towards the old set "
+    "point, may each be why; they have not been separated.",
 )
