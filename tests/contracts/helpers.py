@@ -31,6 +31,7 @@ SMALL = {
     "network.core_size": 4,
     "actor_network.hidden": (8,),
     "value_network.hidden": (8,),
+    "model_network.hidden": (8,),
     "quantile_network.hidden": (8,),
     "reward_network.hidden": (8,),
     "rule.width": 8,
