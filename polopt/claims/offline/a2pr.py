@@ -74,8 +74,8 @@ def run(seeds: list[int]) -> dict[str, Side]:
 
 CLAIM = Claim(
     method="a2pr",
-    statement="Where most logged actions are poor, the pull to whichever of the logged and the model's action is better leaves the policy nearer to "
-    "the best action than the pull to the logged one, at the same weight of the critic.",
+    statement="Where most logged actions are poor and values are away from 0, the pull to whichever of the logged and the model's action is better "
+    "leaves the policy nearer to the best action than the pull to the logged one, at the same weight of the critic.",
     baseline="TD3+BC with the same alpha, sizes, steps and updates",
     task="1000 actions, four fifths N(-.6, .15^2) and a fifth N(.5, .15^2), reward -(a - .6)^2 - 1.5, episodes of one step; all networks two layers "
     "of 16, Adam .001, 3000 updates of 256; critic, V and autoencoder learnt",

@@ -96,7 +96,7 @@ def test_the_numbers_of_one_state():
     rewards = utility.rewards(method, basis, moments, t)
     np.testing.assert_allclose(rewards[:, 0], [-0.776856, 0.609438], atol=1e-6)
     actor = method.actor(_Env(Discrete(1), Discrete(2)), jax.random.key(0))
-    actor = eqx.tree_at(lambda a: (a.head.weight, a.head.bias), actor, (jnp.zeros((2, 1)), jnp.log(probability)))
+    actor = eqx.tree_at(lambda a: (a.head.weight, a.head.bias), actor, (jnp.zeros((1, 2)), jnp.log(probability)))
     gradient = one_by_one(lambda e: method.gradient(actor, e, utility.rewards(method, basis, moments, e)), t, probability)
     np.testing.assert_allclose(gradient.head.bias, [-0.221807, 0.221807], atol=1e-6)
 
