@@ -151,7 +151,7 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
         program = jax.make_jaxpr(_batched(policy))(*example)
         with _kept_as_it_is(jnp):
             model = jax2onnx.to_onnx(
-                jax.extend.core.jaxpr_as_fun(_without_empty_arrays(program)),
+                jax.extend.core.jaxpr_as_fun(_without_empty_arrays(_each_output_once(program))),
                 jax.tree.leaves(example),
                 model_name="polopt_policy",
                 input_names=[tensor.name for tensor in inputs],
@@ -180,6 +180,20 @@ def _kept_as_it_is(module):
         yield
     finally:
         vars(module).update(before)
+
+
+def _each_output_once(program: jax.extend.core.ClosedJaxpr) -> jax.extend.core.ClosedJaxpr:
+    """The program with a sum of its own for an output that is another one too, such as an action that is also remembered: a name means one value."""
+    outputs = program.jaxpr.outvars
+    again = [any(other is output for other in outputs[:i]) for i, output in enumerate(outputs)]
+    if not any(again):
+        return program
+
+    def apart(*arguments):
+        found = jax.extend.core.jaxpr_as_fun(program)(*arguments)
+        return [x + jnp.zeros((), x.dtype) if twice else x for x, twice in zip(found, again)]
+
+    return jax.make_jaxpr(apart)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars))
 
 
 def _without_empty_arrays(program: jax.extend.core.ClosedJaxpr) -> jax.extend.core.ClosedJaxpr:

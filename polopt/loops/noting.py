@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from polopt.core.parts import hyper, part
+from polopt.data.replay import Steps
 from polopt.envs.notes import WithUnitNotes
 from polopt.envs.task import ControlTask
 from polopt.loops.off_policy import OffPolicy, State
@@ -30,6 +32,14 @@ class NotingOffPolicy(OffPolicy):
 
     def refresh(self, task: ControlTask, state: State) -> State:
         return super().refresh(self.within(task), state)
+
+    def without_notes(self, task: ControlTask, steps: Steps) -> Steps:
+        """Stored steps as the environment itself has them."""
+        if not self.note_size:
+            return steps
+        space = task.env.action_space
+        action = steps.action[..., : math.prod(space.shape)].reshape(*steps.reward.shape, *space.shape)
+        return steps._replace(observation=steps.observation["observation"], next_observation=steps.next_observation["observation"], action=action)
 
     def policy(self, state: State):
         if not self.note_size:

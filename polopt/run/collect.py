@@ -166,17 +166,19 @@ class _Learnt:
         if ring is None:
             raise DataError(f"{self.run.directory} has no replay, as its method keeps none; take a run of sac, td3 or dqn for replay data.")
         ring = jax.tree.map(lambda x: np.asarray(x[self.index]), ring)
+        method, task = self.training.method, self.training.task
+        kept = method.without_notes(task, ring.steps) if hasattr(method, "without_notes") else ring.steps
         rows = (int(ring.position) - int(ring.filled) + np.arange(int(ring.filled))) % ring.steps.reward.shape[0]
         copies = ring.steps.reward.shape[1]
         if len(rows) * copies < steps:
             raise DataError(f"The replay of {self.run.directory} holds {len(rows) * copies} transitions, but {steps} are asked for; take fewer.")
         rows = rows[-math.ceil(steps / copies) :]
-        steps_ = jax.tree.map(lambda x: np.concatenate([x[rows, copy] for copy in range(copies)]), ring.steps)
+        steps_ = jax.tree.map(lambda x: np.concatenate([x[rows, copy] for copy in range(copies)]), kept)
         last = np.arange(1, copies + 1) * len(rows) - 1
         truncated = steps_.ended & ~steps_.terminated
         truncated[last] |= ~steps_.terminated[last]
         space = env.action_space
-        action = np.asarray(from_unit(space, steps_.action)) if isinstance(space, spaces.Box) else steps_.action
+        action = np.asarray(jax.vmap(lambda unit: from_unit(space, unit))(steps_.action)) if isinstance(space, spaces.Box) else steps_.action
         columns = (steps_.observation, action, steps_.reward, steps_.next_observation, steps_.terminated, truncated)
         return Dataset(*columns, env.observation_space, space).take(slice(0, steps))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import polopt
 from polopt.core import parts
 from polopt.envs.exact import lqr, tabular
 from polopt.envs.exact.problems import cue
@@ -19,6 +20,7 @@ from polopt.envs.task import ControlTask
 from polopt.loops.actor_critic import draw
 from polopt.methods import registry
 from polopt.policies.distributions import Categorical, Gaussian, Joint
+from polopt.run.collect import collect
 from polopt.run.evaluate import episode_returns
 
 SMALL = {"num_envs": 4, "num_steps": 8, "epochs": 2, "minibatches": 2, "network.hidden": (8,), "critic_network.hidden": (8,)}
@@ -301,3 +303,16 @@ def test_off_policy_it_remembers():
     state = trained(task, method, 2_000)
     returns, _ = episode_returns(method.policy(state), task.env, jax.random.key(3), episodes=200)
     assert float(returns.mean()) > 0.85
+
+
+def test_what_a_run_keeps_is_the_environments_own(tmp_path):
+    """Replay data hold no notes, and an exported policy gives the action that it remembers under both names."""
+    sizes = {name.replace(".", "__"): value for name, value in LITTLE.items()}
+    options = dict(steps=64, seeds=1, evaluations=1, episodes=1, final_episodes=1, quiet=True, note_size=3)
+    run = polopt.fit("s2pg:sac", "probe:memory-continuous", out=tmp_path / "run", **options, **sizes)
+    env = make("probe:memory-continuous")
+    data = collect(run, env, steps=32, mix={"replay": 1.0})
+    assert data.observation.shape == (32, *env.observation_space.shape) and data.action.shape == (32, 1)
+    assert np.abs(data.action).max() <= 1 and np.isfinite(data.reward).all()
+    pytest.importorskip("jax2onnx")
+    assert run.export(tmp_path / "policy.onnx").largest_difference <= 1e-5
