@@ -40,6 +40,7 @@ from array_api_compat import array_namespace
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part
 from polopt.envs.task import ControlTask
+from polopt.loops.actor_critic import needs_box
 from polopt.loops.descent import Step, passes
 from polopt.loops.exploration import Drawn
 from polopt.loops.memory import NoMemory
@@ -182,10 +183,18 @@ class JudgedDescent:
         return learner, state, jax.tree.map(jnp.mean, metrics)
 
 
+@part
+class MixtureOnPolicy(OnPolicy):
+    """The on-policy loop for experts that are Gaussians; of whole numbers several would be the best at once."""
+
+    def refuse(self, task) -> str | None:
+        return needs_box(task.env) or super().refuse(task)
+
+
 @composition
-def ppo(task: ControlTask | None = None) -> OnPolicy:
+def ppo(task: ControlTask | None = None) -> MixtureOnPolicy:
     """PMOE on PPO."""
     plain = proximal.ppo(task)
     descent = plain.improver
     judged = JudgedDescent(descent.step, descent.epochs, descent.minibatches, descent.value_coefficient)
-    return dataclasses.replace(plain, improver=judged, memory=Experts())
+    return MixtureOnPolicy(**(vars(plain) | {"improver": judged, "memory": Experts()}))

@@ -160,10 +160,9 @@ def collected(task, loop):
     return made(jax.random.key(0))
 
 
-@pytest.mark.parametrize("env", ["probe:action-continuous", "probe:action"])
-def test_the_ratio_is_that_of_the_mixture(env):
+def test_the_ratio_is_that_of_the_mixture():
     """Of the whole density, which is 1 before the first step; one expert has that of its only distribution."""
-    task, loop = on_policy(env)
+    task, loop = on_policy()
     state, batch = collected(task, loop)
     update = loop.update(state.learner.actor, batch)
     np.testing.assert_allclose(update.log_prob, update.old_log_prob, rtol=1e-5, atol=1e-6)
@@ -171,7 +170,7 @@ def test_the_ratio_is_that_of_the_mixture(env):
     each = jax.vmap(lambda m, r: jax.vmap(lambda e: e.log_prob(r))(m.experts))(mixture, batch.raw_action)
     weights = jax.vmap(lambda m: m.weights)(mixture)
     np.testing.assert_allclose(update.log_prob, jnp.log(jnp.sum(weights * jnp.exp(each), axis=1)), rtol=1e-4, atol=1e-5)
-    task, loop = on_policy(env, **{"memory.count": 1})
+    task, loop = on_policy(**{"memory.count": 1})
     state, batch = collected(task, loop)
     alone = loop.forward(state.learner.actor, 0, batch)
     np.testing.assert_allclose(batch.log_prob, jax.vmap(lambda m, r: m.log_prob_each(r[None])[0])(alone, batch.raw_action), rtol=1e-5, atol=1e-6)
