@@ -312,8 +312,8 @@ def _replaced(method, field, values):
 
 
 def _outcome(method, on):
-    """What is learnt and what is deployed, after iterations enough to come by the prompts again."""
-    state = run(method, on, iterations=3 if isinstance(on, (ControlTask, DataTask)) else 8)
+    """What is learnt and what is deployed, after iterations enough to come by the prompts again, and by steps that were judged before."""
+    state = run(method, on, iterations=8)
     return state, method.policy(state)
 
 

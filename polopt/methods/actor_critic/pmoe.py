@@ -31,8 +31,6 @@ theirs from the observation by one layer.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from array_api_compat import array_namespace
