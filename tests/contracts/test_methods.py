@@ -14,7 +14,6 @@ import pytest
 
 from polopt.core import parts
 from polopt.data import files
-from polopt.data.dataset import DataTask
 from polopt.envs.task import ControlTask
 from polopt.interop.export import export
 from polopt.loops.offline import Unused
