@@ -84,7 +84,7 @@ AT_MOST = {
     "guides": 8,
     "elites": 1,
     "diffusion": 2,
-    "sampler.levels": 2,
+    "sampler.levels": 3,
     "blocks": 1,
     "model_batch": 4,
     "length": 3,
