@@ -167,9 +167,16 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
     hyperparameters.__doc__ = f"Hyperparameters of {method}" + (f" with its defaults for {env}." if env else ".")
     flat = tyro.conf.OmitArgPrefixes
     everything = dataclasses.make_dataclass("Everything", [("run", flat[TrainOptions]), ("method", flat[hyperparameters])])
-    given = tyro.cli(everything, args=argv, prog=f"polopt train {method}", description=TrainOptions.__doc__)
+    given = tyro.cli(everything, args=[_in_full(word, known) for word in argv], prog=f"polopt train {method}", description=TrainOptions.__doc__)
     chosen = {name: getattr(given.method, name.replace(".", "__")) for name in known}
     return given.run, {name.replace(".", "__"): value for name, value in chosen.items() if value != known[name]}
+
+
+def _in_full(word: str, known) -> str:
+    """An option such as --actor-network.hidden by its whole name, where only one field ends in it."""
+    option, sign, value = word.partition("=")
+    ends = [name for name in known if option.startswith("--") and "." in option and name.endswith("." + option[2:].replace("-", "_"))]
+    return f"--{ends[0].replace('_', '-')}{sign}{value}" if len(ends) == 1 else word
 
 
 def _defaults(method: str, env: str | None, small: bool):

@@ -12,7 +12,10 @@ from polopt.data.dataset import DataError, Dataset
 from polopt.data.formats import arrays, hdf5, minari, npz, parquet
 from polopt.data.layout import assemble
 
-FORMS = "FILE.npz (ours, OGBench's or any with --columns), FILE.hdf5 (D4RL), FILE.parquet, FOLDER.arrays, a LeRobot or Minari folder, or minari:ID"
+FORMS = (
+    "FILE.npz (ours, OGBench's, or any after polopt data convert), FILE.hdf5 (D4RL), FILE.parquet, FOLDER.arrays, a LeRobot or Minari folder, "
+    "or minari:ID"
+)
 BY_SUFFIX = {".npz": npz, ".hdf5": hdf5, ".h5": hdf5, ".parquet": parquet, ".arrays": arrays}
 
 

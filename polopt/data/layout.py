@@ -43,7 +43,7 @@ def find_columns(source: str, present: list[str], given: dict[str, str] | None =
     if missing:
         raise DataError(
             f"{source} has no column for the {missing[0]}; it has {', '.join(sorted(present)) or 'none'}. "
-            f"Say which one it is, for example with --columns {missing[0]}=NAME."
+            f"Say which one it is: polopt data convert {source} --columns {missing[0]}=NAME --to data.npz."
         )
     return found
 
@@ -147,7 +147,7 @@ def _ends(source: str, columns, rows: int, notes: list[str]):
     def flags(name):
         array = np.zeros(rows, bool) if columns.get(name) is None else _numbers(source, name, columns[name]).reshape(rows, -1)
         if array.size != rows or not np.isin(array, (0, 1)).all():
-            raise DataError(f"In {source}, {name} must be one flag a step, false or true (0 or 1); give the right column with --columns {name}=NAME.")
+            raise DataError(f"In {source}, {name} must be one flag a step, 0 or 1; name the right column: polopt data convert --columns {name}=NAME.")
         return array.reshape(rows).astype(bool)
 
     terminated, truncated = flags("terminated"), flags("truncated")
@@ -157,7 +157,7 @@ def _ends(source: str, columns, rows: int, notes: list[str]):
     if not (terminated | truncated).any():
         raise DataError(
             f"{source} has no episode ends: neither terminated nor truncated is ever true in {rows} steps. "
-            "Name the columns that tell the ends, for example with --columns truncated=NAME or --columns episode=NAME."
+            f"Name the column that tells the ends: polopt data convert {source} --columns truncated=NAME (or episode=NAME) --to data.npz."
         )
     if not (terminated[-1] or truncated[-1]):
         truncated[-1] = True

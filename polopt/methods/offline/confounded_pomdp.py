@@ -40,7 +40,7 @@ from polopt.core.parts import hyper, part
 from polopt.data.dataset import Dataset, DataTask
 from polopt.loops.windows import first_rows, outcomes
 from polopt.methods.registry import composition
-from polopt.policies.histories import HistoryPolicy, Sizes, longer
+from polopt.policies.history_tables import HistoryPolicy, Sizes, longer
 
 LARGEST = 10_000_000  # numbers in the matrices of the last decision
 WEAKEST = 10.0  # smallest Pearson statistic by its degrees of freedom: the rule of thumb for weak instruments

@@ -21,7 +21,7 @@ from polopt.methods.offline.confounded_pomdp import (
     confounded_pomdp,
     histories,
 )
-from polopt.policies.histories import Sizes
+from polopt.policies.history_tables import Sizes
 from polopt.run.run import fit
 from tests.methods.offline.helpers import logged
 
