@@ -48,7 +48,8 @@ def polopt(words: str, folder: Path) -> str:
 
 def theirs(interpreter: str, method: str, data: Path, env: str, seeds: int) -> dict:
     settings = {**SIZES, "method": method, "data": str(data), "env": env, "seeds": list(range(seeds))}
-    done = subprocess.run([interpreter, str(PEER), json.dumps(settings)], capture_output=True, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # networks of this size gain nothing from more
+    done = subprocess.run([interpreter, str(PEER), json.dumps(settings)], capture_output=True, text=True, env=one_thread)
     if done.returncode:
         raise SystemExit(f"d3rlpy's side ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
