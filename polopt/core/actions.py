@@ -48,3 +48,8 @@ def parted(space: NotedBox, both) -> dict:
 def as_vector(space: spaces.Space, action):
     """`encoded` as one vector of floats."""
     return jnp.ravel(encoded(space, action)).astype(jnp.float32)
+
+
+def vector_size(space: spaces.Space) -> int:
+    """How many numbers `as_vector` gives."""
+    return math.prod(encoded_space(space).shape)

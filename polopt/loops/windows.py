@@ -1,6 +1,6 @@
 """The offline loop of methods that see the log as a sequence: minibatches of windows, each step labelled with what the episode earned from there on.
 
-Nothing is bootstrapped, so that an episode's return ends with it, however it ends.
+The sum of an episode's rewards ends with it, however it ends; only a rule that takes values of later states asks whether the end was terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Windows(NamedTuple):
     """The last K steps up to a drawn one, (n, K, ...); what lies before the start of the episode is masked, and holds anything.
 
     inputs, next_inputs: (vectors, pictures) as networks take them.
-    action:   as learners see it; reward: the logged one.
+    action:   as learners see it; reward: the logged one; terminated: whether the next state is terminal.
     to_go:    the sum of the rewards from the step to the end of the episode; left: how many these are.
     step:     of the episode, from 0; mask: 1 inside the episode.
     """
@@ -35,10 +35,11 @@ class Windows(NamedTuple):
     left: jax.Array
     step: jax.Array
     mask: jax.Array
+    terminated: jax.Array
 
 
 class SequenceRule(Protocol):
-    """What is learnt from windows. The learner is one pytree."""
+    """What is learnt from windows. The learner is one pytree. One that takes values of later states has `critic = True`."""
 
     context: int  # K
 
@@ -51,6 +52,20 @@ class SequenceRule(Protocol):
     def update(self, learner, batch: Windows, progress, key) -> tuple[Any, dict[str, jax.Array]]: ...
 
     def policy(self, learner, normaliser: Normaliser) -> Any: ...
+
+
+def vectors_only(data) -> str | None:
+    """Why a model of sequences of vectors cannot learn from a dataset; None when it can."""
+    if spaces.images(data.observation_space):
+        return f"takes vectors, but {data.name} has pictures. Take bc or rvs"
+    return None
+
+
+def uneven(width: int, heads: int) -> str | None:
+    """Why tokens cannot be shared out among heads of attention, each with sines and cosines; None when they can."""
+    if width % (2 * heads):
+        return f"has tokens of width {width}, but {heads} heads need a multiple of {2 * heads}. Set another width"
+    return None
 
 
 def outcomes(reward, ended):
@@ -88,7 +103,11 @@ class OfflineWindows(FromLog):
     batch_size: int = hyper(64, at_least=1)  # windows an update learns from
     normalise_observations: bool = True  # by the mean and the deviation of the dataset
 
-    critic = False
+    @property
+    def critic(self) -> bool:
+        """Whether the rule takes values of later states."""
+        return getattr(self.rule, "critic", False)
+
     def minibatches(self, data: Dataset, normaliser: Normaliser):
         rows = self.rows(data)
         return lambda key: self.sample(data, rows, normaliser, key)
@@ -108,4 +127,5 @@ class OfflineWindows(FromLog):
         action, space = jnp.asarray(data.action)[row], data.action_space
         action = jax.vmap(jax.vmap(lambda a: to_unit(space, a)))(action) if isinstance(space, spaces.Box) else action
         step = jnp.where(inside, row - first[last][:, None], 0)
-        return Windows(inputs, after, action, jnp.asarray(data.reward)[row], to_go[row], left[row], step, inside.astype(jnp.float32))
+        paid, ends = (jnp.asarray(x)[row] for x in (data.reward, data.terminated))
+        return Windows(inputs, after, action, paid, to_go[row], left[row], step, inside.astype(jnp.float32), ends)

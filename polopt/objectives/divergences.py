@@ -149,6 +149,13 @@ def gaussian_kl(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array
     return xp.sum(0.5 * xp.expm1(2 * gap) - gap + 0.5 * ((mean_p - mean_q) * xp.exp(-log_std_q)) ** 2, axis=axis)
 
 
+def gaussian_wasserstein(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array, *, axis: int = -1) -> Array:
+    """The 2-Wasserstein distance of diagonal Gaussians over `axis`: sqrt( |m_p - m_q|^2 + |s_p - s_q|^2 ). Equal ones have the gradient 0."""
+    check_shapes("gaussian_wasserstein", mean_p=mean_p, log_std_p=log_std_p, mean_q=mean_q, log_std_q=log_std_q)
+    xp = array_namespace(mean_p, log_std_p, mean_q, log_std_q)
+    return safe_sqrt(xp.sum((mean_p - mean_q) ** 2 + (xp.exp(log_std_p) - xp.exp(log_std_q)) ** 2, axis=axis))
+
+
 # -- f-divergences -----------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from polopt.objectives.divergences import (
     categorical_kl,
     f_divergence,
     gaussian_kl,
+    gaussian_wasserstein,
     k1,
     k2,
     k3,
@@ -146,6 +147,17 @@ def test_unnormalised_kl_is_kl_of_measures(seed):
     assert unnormalised_kl(np.log(p), np.log(q)) == pytest.approx(np.sum(p * np.log(p / q) - p + q))
     p, q = p / p.sum(), q / q.sum()
     assert unnormalised_kl(np.log(p), np.log(q)) == pytest.approx(categorical_kl(np.log(p), np.log(q)))
+
+
+def test_the_wasserstein_distance_of_gaussians():
+    """N(0, 1) and N(3, 5^2) are 5 apart, a distribution and itself 0; in one dimension it is the distance of the quantiles."""
+    zero, one = np.zeros(1), np.ones(1)
+    assert gaussian_wasserstein(zero, zero, 3 * one, np.log(5 * one)) == pytest.approx(5.0, rel=1e-9)
+    assert gaussian_wasserstein(one, zero, one, zero) == pytest.approx(0.0, abs=1e-6)
+    normal = torch.distributions.Normal(torch.zeros(1, dtype=torch.float64), 1.0)
+    x = normal.icdf((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000).numpy()
+    exact = math.sqrt(np.mean((0.3 + 0.5 * x - (-1.0 + 2.0 * x)) ** 2))
+    assert gaussian_wasserstein(0.3 * one, np.log(0.5 * one), -one, np.log(2 * one)) == pytest.approx(exact, rel=1e-3)
 
 
 def test_gaussian_kl_is_the_integral():

@@ -226,6 +226,7 @@ CASES = {
     "categorical_kl": case(D.categorical_kl, log_probs, log_probs, moves=(0, 1)),
     "unnormalised_kl": case(D.unnormalised_kl, normal, normal, moves=(0, 1)),
     "gaussian_kl": case(D.gaussian_kl, normal, normal, normal, normal, moves=(0, 1, 2, 3)),
+    "gaussian_wasserstein": case(D.gaussian_wasserstein, normal, normal, normal, normal, moves=(0, 1, 2, 3)),
     **{
         f"f_divergence-{name}": case(D.f_divergence, log_probs, log_probs, divergence=f, moves=(0, 1), axis=0) for name, f in D.F_DIVERGENCES.items()
     },

@@ -179,19 +179,19 @@ class ConservativeDiscrete:
     def policy(self, learner, normaliser):
         return GreedyPolicy(learner.critic, normaliser, learner.critic.head.bias.shape[-1])
 
+    def critic_loss(self, critic, batch, y, weight):
+        """(L_Q, (its Bellman part, the values of the logged actions (n,), the gap)) for targets (n,) and alpha_c."""
+        every = jax.vmap(critic)(*batch.observation)
+        value = jnp.take_along_axis(every, batch.action[:, None], axis=1)[:, 0]
+        bellman = jnp.mean(batch.weight * values.squared(value, y))
+        gap = conservative_gap(jax.nn.logsumexp(every, axis=1)[:, None], value[:, None])
+        return bellman + weight * jnp.sum(gap), (bellman, value, gap)
+
     def update(self, learner, batch, progress, key):
         slow, online = (jax.vmap(critic)(*batch.next_observation) for critic in (learner.target_critic, learner.critic))
         y = jax.lax.stop_gradient(backup(batch.reward, batch.discount, slow, online, True))
         weight = self.weight.value(learner.extra)
-
-        def critic_loss(critic):
-            every = jax.vmap(critic)(*batch.observation)
-            value = jnp.take_along_axis(every, batch.action[:, None], axis=1)[:, 0]
-            bellman = jnp.mean(batch.weight * values.squared(value, y))
-            gap = conservative_gap(jax.nn.logsumexp(every, axis=1)[:, None], value[:, None])
-            return bellman + weight * jnp.sum(gap), (bellman, value, gap)
-
-        (_, (loss, value, gap)), gradient = jax.value_and_grad(critic_loss, has_aux=True)(learner.critic)
+        (_, (loss, value, gap)), gradient = jax.value_and_grad(self.critic_loss, has_aux=True)(learner.critic, batch, y, weight)
         critic, optimisers = descend(self.step, gradient, learner.optimisers, "critic", learner.critic, progress)
         target = polyak(learner.target_critic, critic, self.tau)
         learner = ActorCritic((), critic, (), target, self.weight.update(learner.extra, gap, progress), optimisers, learner.count + 1)

@@ -22,14 +22,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polopt.core import spaces
-from polopt.core.actions import encoded
+from polopt.core.actions import as_vector
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
 from polopt.data.dataset import DataTask
 from polopt.loops.actor_critic import STEP, ActorCritic, descend
 from polopt.loops.descent import Step
-from polopt.loops.windows import OfflineWindows, episode_outcomes, outcomes
+from polopt.loops.windows import OfflineWindows, episode_outcomes, outcomes, uneven, vectors_only
 from polopt.methods.offline.bc import one_action
 from polopt.methods.registry import composition
 from polopt.objectives import values
@@ -45,7 +44,7 @@ class Asked(NamedTuple):
 
 def encoded_actions(actor, action):
     """(n, K, k) actions as tokens take them."""
-    return jax.vmap(jax.vmap(lambda a: jnp.ravel(encoded(actor.action_space, a)).astype(jnp.float32)))(action)
+    return jax.vmap(jax.vmap(lambda a: as_vector(actor.action_space, a)))(action)
 
 
 def sequence_loss(actor, batch, scale):
@@ -79,11 +78,7 @@ class ReturnToGo:
     target: float | None = None  # return to ask for; none for the best logged episode's
 
     def refuse(self, data) -> str | None:
-        if self.width % (2 * self.heads):
-            return f"has tokens of width {self.width}, but {self.heads} heads need a multiple of {2 * self.heads}. Set another width"
-        if spaces.images(data.observation_space):
-            return f"takes vectors, but {data.name} has pictures. Take bc or rvs"
-        return one_action(data)
+        return uneven(self.width, self.heads) or vectors_only(data) or one_action(data)
 
     def init(self, data, key) -> ActorCritic:
         k_actor, k_reward = jax.random.split(key)
