@@ -41,6 +41,7 @@ SMALL = {
     "rule.layers": 1,
     "rule.remembered": 4,
     "rule.latent": 4,
+    "rule.state_size": 2,
     "target_every": 2,
     "ascent.utility.occupancy.count": 4,
     "replay.capacity": 64,

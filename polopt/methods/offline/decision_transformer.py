@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from polopt.core.actions import as_vector
+from polopt.core.attention import Transformer
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
 from polopt.data.dataset import DataTask
@@ -40,6 +41,12 @@ class Asked(NamedTuple):
 
     target: jax.Array
     scale: jax.Array
+
+
+def asked(data, target: float | None) -> Asked:
+    """The target, by default the return of the best episode, and the largest return to go of the log."""
+    best = jnp.max(episode_outcomes(data)[0]) if target is None else jnp.asarray(target, jnp.float32)
+    return Asked(best, jnp.max(jnp.abs(outcomes(data.reward, data.ended)[0])) + 1e-6)
 
 
 def encoded_actions(actor, action):
@@ -82,12 +89,11 @@ class ReturnToGo:
 
     def init(self, data, key) -> ActorCritic:
         k_actor, k_reward = jax.random.split(key)
-        actor = SequenceActor(data.observation_space, data.action_space, self.width, self.layers, self.heads, k_actor)
+        network = lambda key: Transformer(self.width, self.layers, self.heads, key)  # noqa: E731
+        actor = SequenceActor(data.observation_space, data.action_space, self.width, network, k_actor)
         model = RewardModel(self.reward_network, data.observation_space, data.action_space, k_reward)
-        target = jnp.max(episode_outcomes(data)[0]) if self.target is None else jnp.asarray(self.target, jnp.float32)
-        asked = Asked(target, jnp.max(jnp.abs(outcomes(data.reward, data.ended)[0])) + 1e-6)
         optimisers = {"actor": self.step.init(actor), "reward": self.reward_step.init(model)}
-        return ActorCritic(actor, model, (), (), asked, optimisers, jnp.zeros((), jnp.int32))
+        return ActorCritic(actor, model, (), (), asked(data, self.target), optimisers, jnp.zeros((), jnp.int32))
 
     def policy(self, learner, normaliser):
         return SequencePolicy(learner.actor, normaliser, learner.critic, learner.extra.target, learner.extra.scale, self.context)
