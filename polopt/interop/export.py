@@ -167,7 +167,11 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
 
     def run(*arguments):
         flat = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
-        return jax.tree.unflatten(result, session.run(None, dict(zip([tensor.name for tensor in inputs], flat))))
+        try:
+            found = session.run(None, dict(zip([tensor.name for tensor in inputs], flat)))
+        except Exception as error:  # such as of a policy that takes a gradient: jax2onnx loses the size of the batch in it
+            raise ExportError(f"The policy in ONNX does not run in onnxruntime ({_line(error)}); try stablehlo or safetensors.") from error
+        return jax.tree.unflatten(result, found)
 
     return content, run
 

@@ -12,6 +12,7 @@ from polopt.core import spaces
 from polopt.core.networks import Feedforward, Linear, Torso
 from polopt.policies.deployed import Deployed, taken
 from polopt.policies.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
+from polopt.policies.experts import Mixture
 
 LOG_STD = (-5.0, 2.0)  # bounds of the log deviation of a box's actions
 
@@ -49,6 +50,34 @@ def cloned(space, x, log_std):
     if isinstance(space, spaces.MultiBinary):
         return Bernoulli(x)
     return Gaussian(jnp.tanh(x.reshape(space.shape)), jnp.clip(log_std, *LOG_STD), jnp.float32(-1), jnp.float32(1))
+
+
+class ClonedMixture(eqx.Module):
+    """Maps (vector, images) to a mixture of K Gaussians of unit actions: tanh on the means, none on a draw, and all of it from the state.
+
+    The means start at draws from N(0, .5^2) before tanh, in every state the same: Gaussians that start as one would stay one.
+    """
+
+    torso: Torso
+    head: Linear
+    action_space: spaces.Box = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+
+    def __init__(self, spec: Feedforward, observation_space, action_space, count: int, key):
+        k_torso, k_head, k_spread = jax.random.split(key, 3)
+        pictures = tuple(image.shape for image in spaces.images(observation_space))
+        self.torso = Torso(spec, spaces.size(observation_space), pictures, k_torso)
+        numbers = count * math.prod(action_space.shape)
+        head = Linear(self.torso.features, count + 2 * numbers, k_head, gain=0.01)
+        spread = head.bias.at[count : count + numbers].set(0.5 * jax.random.normal(k_spread, (numbers,)))
+        self.head = eqx.tree_at(lambda h: h.bias, head, spread)
+        self.action_space, self.count = action_space, count
+
+    def __call__(self, vector, pictures) -> Mixture:
+        x = self.head(self.torso((), vector, pictures)[1])
+        mean, log_std = (y.reshape(self.count, *self.action_space.shape) for y in jnp.split(x[self.count :], 2))
+        bounds = jnp.full(self.count, -1.0), jnp.full(self.count, 1.0)
+        return Mixture(x[: self.count], Gaussian(jnp.tanh(mean), jnp.clip(log_std, *LOG_STD), *bounds))
 
 
 class ClonedPolicy(Deployed):

@@ -98,6 +98,9 @@ AT_MOST = {
 }
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {
+    "cfpi rule.improvement.bounds",  # which candidates are compared, and what each is worth: these three show where it acts, not in what is learnt;
+    "cfpi rule.improvement.unlikely",  # tests/policies/test_closed_form.py
+    "cfpi rule.midpoints",  # tests/methods/offline/test_cfpi.py
     "guide",  # names a file of an expert's transitions: tests/methods/offline/test_gorl_guided.py writes one
     "rule.threshold",  # which rollouts are kept: tests/methods/offline/test_mbrcsl.py
     "rule.trained.run",  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one

@@ -225,7 +225,7 @@ def _contexts(name):
         on = bearing(name, env)
         # so that what bounds a step or a residual binds
         binding = {"improver.step.learning_rate": 0.1, "adaptation.step.learning_rate": 0.03, "ascent.cap": 0.5, "rule.step.max_grad_norm": 0.01}
-        binding |= {"rule.cap": 1.1, "fit.delta": 0.1, "maximum.limit": 0.5}
+        binding |= {"rule.cap": 1.1, "fit.delta": 0.1, "maximum.limit": 0.5, "base.clip": 1.0, "following.noise.std": 1.0}
         found.append((on, small(name, on, SMALL | binding)))
     on, method = found[0]
     known = parts.fields(method)
