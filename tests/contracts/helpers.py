@@ -98,6 +98,8 @@ AT_MOST = {
 OTHERS = {"ascent.utility.target": [(0.4, 0.3, 0.2, 0.1)], "objective.dual": [1.5]}  # other values of fields for which none can be guessed
 ELSEWHERE = {
     "guide",  # names a file of an expert's transitions: tests/methods/offline/test_gorl_guided.py writes one
+    "doc rule.samples",  # latents that a deployed policy draws: tests/methods/offline/test_doc.py
+    "doc:categorical rule.samples",
     "rule.threshold",  # which rollouts are kept: tests/methods/offline/test_mbrcsl.py
     "rule.trained.run",  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
     "single_stream objective.dual",  # a lone completion of a table only loses likelihood; the part's own tests are in tests/loops
