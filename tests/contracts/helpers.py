@@ -102,6 +102,8 @@ ELSEWHERE = {
     "cfpi rule.improvement.unlikely",  # tests/policies/test_closed_form.py
     "cfpi rule.midpoints",  # tests/methods/offline/test_cfpi.py
     "guide",  # names a file of an expert's transitions: tests/methods/offline/test_gorl_guided.py writes one
+    "doc rule.samples",  # latents that a deployed policy draws: tests/methods/offline/test_doc.py
+    "doc:categorical rule.samples",
     "rule.threshold",  # which rollouts are kept: tests/methods/offline/test_mbrcsl.py
     "rule.trained.run",  # names a run on disk: tests/methods/policy_gradient/test_apg.py trains one
     "single_stream objective.dual",  # a lone completion of a table only loses likelihood; the part's own tests are in tests/loops
