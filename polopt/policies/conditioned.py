@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 
 from polopt.core import spaces
 from polopt.core.actions import as_vector, encoded
-from polopt.core.attention import Transformer, waves
+from polopt.core.attention import waves
 from polopt.core.networks import Feedforward, Linear, Torso
-from polopt.policies.cloned import ClonedActor, cloned
+from polopt.policies.cloned import LOG_STD, ClonedActor, cloned
 from polopt.policies.deployed import Deployed, taken
 
 
@@ -57,30 +58,31 @@ class ReturnPolicy(Deployed):
 
 
 class SequenceActor(eqx.Module):
-    """pi(a_t | R_1, s_1, a_1, ..., R_t, s_t): three tokens a step in a causal transformer, the action read off the token of its state.
+    """pi(a_t | R_1, s_1, a_1, ..., R_t, s_t): three tokens a step in a causal network, the action read off the token of its state.
 
-    Of a box a Gaussian with tanh on its mean and a deviation that no state changes, else the space's categorical.
+    Of a box a Gaussian with tanh on its mean and a deviation that no state changes (the least there is unless it is learnt), else the space's
+    categorical. network: maps tokens (time, width) and a mask (time,) to features of the same shape.
     """
 
     returns: Linear
     states: Linear
     actions: Linear
     clock: Linear
-    transformer: Transformer
+    network: Any
     head: Linear
     log_std: jax.Array | None
     action_space: spaces.Space = eqx.field(static=True)
     width: int = eqx.field(static=True)
 
-    def __init__(self, observation_space, action_space, width: int, layers: int, heads: int, key):
+    def __init__(self, observation_space, action_space, width: int, network: Callable, key, learnt_deviation: bool = True):
         keys = jax.random.split(key, 6)
         box = isinstance(action_space, spaces.Box)
         numbers = math.prod(action_space.shape) if box else spaces.size(action_space)
         self.returns, self.states = Linear(1, width, keys[0], 1.0), Linear(spaces.size(observation_space), width, keys[1], 1.0)
         self.actions, self.clock = Linear(numbers, width, keys[2], 1.0), Linear(width, width, keys[3], 0.2)
-        self.transformer = Transformer(width, layers, heads, keys[4])
+        self.network = network(keys[4])
         self.head = Linear(width, numbers, keys[5], gain=0.01)
-        self.log_std = jnp.zeros(action_space.shape) if box else None
+        self.log_std = jnp.zeros(action_space.shape) if box and learnt_deviation else None
         self.action_space, self.width = action_space, width
 
     def __call__(self, returns, states, actions, step, mask):
@@ -88,11 +90,19 @@ class SequenceActor(eqx.Module):
 
         The action of a place is seen by later places only.
         """
+        return self.read(self.features(returns, states, actions, step, mask))
+
+    def features(self, returns, states, actions, step, mask):
+        """What the network gives for return, state and action of each step, (K, 3, width), from what a call takes."""
         clock = jax.vmap(lambda t: self.clock(waves(t, self.width)))(step)
         tokens = jax.vmap(self.returns)(returns[:, None]), jax.vmap(self.states)(states), jax.vmap(self.actions)(actions)
         interleaved = jnp.stack([token + clock for token in tokens], axis=1).reshape(-1, self.width)
-        features = self.transformer(interleaved, jnp.repeat(mask, 3)).reshape(-1, 3, self.width)[:, 1]
-        return jax.vmap(lambda x: cloned(self.action_space, self.head(x), self.log_std))(features)
+        return self.network(interleaved, jnp.repeat(mask, 3)).reshape(-1, 3, self.width)
+
+    def read(self, features):
+        """The distributions (K,) of the actions from the features."""
+        log_std = LOG_STD[0] if self.log_std is None else self.log_std
+        return jax.vmap(lambda x: cloned(self.action_space, self.head(x), log_std))(features[:, 1])
 
 
 class RewardModel(eqx.Module):

@@ -37,6 +37,7 @@ SMALL = {
     "rule.width": 8,
     "rule.context": 3,
     "rule.layers": 1,
+    "rule.state_size": 2,
     "target_every": 2,
     "ascent.utility.occupancy.count": 4,
     "replay.capacity": 64,

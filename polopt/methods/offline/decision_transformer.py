@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from polopt.core import spaces
 from polopt.core.actions import encoded
+from polopt.core.attention import Transformer
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
 from polopt.data.dataset import DataTask
@@ -41,6 +42,19 @@ class Asked(NamedTuple):
 
     target: jax.Array
     scale: jax.Array
+
+
+def asked(data, target: float | None) -> Asked:
+    """The target, by default the return of the best episode, and the largest return to go of the log."""
+    best = jnp.max(episode_outcomes(data)[0]) if target is None else jnp.asarray(target, jnp.float32)
+    return Asked(best, jnp.max(jnp.abs(outcomes(data.reward, data.ended)[0])) + 1e-6)
+
+
+def vectors_only(data) -> str | None:
+    """Why a model of sequences of vectors cannot learn from a dataset; None when it can."""
+    if spaces.images(data.observation_space):
+        return f"takes vectors, but {data.name} has pictures. Take bc or rvs"
+    return one_action(data)
 
 
 def encoded_actions(actor, action):
@@ -81,18 +95,15 @@ class ReturnToGo:
     def refuse(self, data) -> str | None:
         if self.width % (2 * self.heads):
             return f"has tokens of width {self.width}, but {self.heads} heads need a multiple of {2 * self.heads}. Set another width"
-        if spaces.images(data.observation_space):
-            return f"takes vectors, but {data.name} has pictures. Take bc or rvs"
-        return one_action(data)
+        return vectors_only(data)
 
     def init(self, data, key) -> ActorCritic:
         k_actor, k_reward = jax.random.split(key)
-        actor = SequenceActor(data.observation_space, data.action_space, self.width, self.layers, self.heads, k_actor)
+        network = lambda key: Transformer(self.width, self.layers, self.heads, key)  # noqa: E731
+        actor = SequenceActor(data.observation_space, data.action_space, self.width, network, k_actor)
         model = RewardModel(self.reward_network, data.observation_space, data.action_space, k_reward)
-        target = jnp.max(episode_outcomes(data)[0]) if self.target is None else jnp.asarray(self.target, jnp.float32)
-        asked = Asked(target, jnp.max(jnp.abs(outcomes(data.reward, data.ended)[0])) + 1e-6)
         optimisers = {"actor": self.step.init(actor), "reward": self.reward_step.init(model)}
-        return ActorCritic(actor, model, (), (), asked, optimisers, jnp.zeros((), jnp.int32))
+        return ActorCritic(actor, model, (), (), asked(data, self.target), optimisers, jnp.zeros((), jnp.int32))
 
     def policy(self, learner, normaliser):
         return SequencePolicy(learner.actor, normaliser, learner.critic, learner.extra.target, learner.extra.scale, self.context)

@@ -87,7 +87,7 @@ def test_a_place_sees_itself_and_what_is_before_it_unless_it_is_masked():
 
 
 def test_an_action_sees_its_return_and_state_but_not_itself():
-    actor = SequenceActor(OBSERVATIONS, BOX, 16, 1, 2, jax.random.key(0))
+    actor = SequenceActor(OBSERVATIONS, BOX, 16, lambda key: Transformer(16, 1, 2, key), jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 3)
     given = jax.random.normal(keys[0], (4,)), jax.random.normal(keys[1], (4, 2)), jax.random.normal(keys[2], (4, 1))
     mean = lambda *x: actor(*x, jnp.arange(4), jnp.ones(4)).mean[:, 0]  # noqa: E731

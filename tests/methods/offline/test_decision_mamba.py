@@ -1,0 +1,231 @@
+"""Decision Mamba: the recurrence by hand and in parallel, what a place may see, and labels that refine themselves."""
+
+from __future__ import annotations
+
+import functools
+
+import array_api_compat
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from polopt.core import parts, spaces
+from polopt.core.state_space import StateSpace, causal_convolution, selective_scan
+from polopt.data.dataset import DataTask
+from polopt.methods.offline.decision_mamba import decision_mamba, refined, refined_loss
+from polopt.methods.offline.decision_transformer import encoded_actions, sequence_loss
+from polopt.policies.cloned import cloned
+from tests.methods.offline.helpers import BOX, logged
+
+SIZES = {"rule.width": 8, "rule.layers": 1, "rule.context": 4, "rule.state_size": 3, "rule.reward_network.hidden": (8,), "batch_size": 16}
+
+
+@functools.cache
+def begun(discrete: bool):
+    """(learner, batch) of windows of a small log."""
+    method, data = parts.replace(decision_mamba(None), SIZES), logged(spaces.Discrete(2) if discrete else BOX)
+
+    @jax.jit
+    def make(key):
+        state = method.init(DataTask(data, 1), key)
+        return state.learner, method.sample(data, method.rows(data), state.normaliser, jax.random.key(1))
+
+    return make(jax.random.key(0))
+
+
+def started(discrete: bool = False, **changes):
+    """(rule, learner, batch)."""
+    return parts.replace(decision_mamba(None), {**SIZES, **changes}).rule, *begun(discrete)
+
+
+@jax.jit
+def total(rule, learner, batch, scale, beta):
+    """(L, its terms, its slopes in actor and foresight, and in the previous actor)."""
+    judged = lambda *both: rule.loss(*both, batch, scale, beta)  # noqa: E731
+    given = (learner.actor, learner.extra.foresight), learner.target_actor
+    (loss, terms), slopes = jax.value_and_grad(judged, argnums=(0, 1), has_aux=True)(*given)
+    return loss, terms, slopes
+
+
+@jax.jit
+def scattered(tree):
+    """The same with noise on every number."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(structure, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+
+
+# -- the state space ---------------------------------------------------------------------------------------------------
+
+
+def parallel_scan(u, delta, a, b, c):
+    """The recurrence in a logarithmic number of passes."""
+    decay, drive = jnp.exp(delta[..., None] * a[None]), (delta * u)[..., None] * b[:, None]
+    x = jax.lax.associative_scan(lambda first, then: (first[0] * then[0], then[0] * first[1] + then[1]), (decay, drive))[1]
+    return jnp.einsum("tdn,tn->td", x, c)
+
+
+def written(time: int = 13, channels: int = 4, size: int = 3):
+    keys = jax.random.split(jax.random.key(0), 5)
+    u, delta = jax.random.normal(keys[0], (time, channels)), jax.nn.softplus(jax.random.normal(keys[1], (time, channels)))
+    b, c = (jax.random.normal(k, (time, size)) for k in keys[2:4])
+    return u, delta, -jnp.exp(jax.random.normal(keys[4], (channels, size))), b, c
+
+
+def test_the_recurrent_and_the_parallel_form_agree():
+    """Oracle 1, gradients included."""
+    given = written()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(scan, *given):
+        return scan(*given), jax.grad(lambda x: jnp.sum(jnp.sin(scan(*x))))(given)
+
+    for x, y in zip(*(jax.tree.leaves(both(scan, *given)) for scan in (selective_scan, parallel_scan))):
+        np.testing.assert_allclose(x, y, atol=1e-4)
+    np.testing.assert_allclose(both(selective_scan, *given)[0], both(parallel_scan, *given)[0], atol=1e-5)
+
+
+def test_the_recurrence_by_hand():
+    """One channel, one number, A = -ln 2: x_1 = 1 * 3 * 4 = 12 and y_1 = 12; x_2 = 12 / 4 + 2 * 5 * 1 = 13 and y_2 = -13."""
+    u, delta, b, c = (jnp.array(x)[:, None] for x in ([4.0, 1.0], [1.0, 2.0], [3.0, 5.0], [1.0, -1.0]))
+    np.testing.assert_allclose(selective_scan(u, delta, -jnp.log(2.0)[None, None], b, c)[:, 0], [12.0, -13.0], rtol=1e-6)
+
+
+def test_a_small_delta_remembers_and_a_large_one_forgets():
+    """Oracle 2: at Delta = 0 x stays, at a large one x_k = Delta B u, whatever was before."""
+    u, _, a, b, c = written(3)
+    held = selective_scan(u, jnp.array([1.0, 0.0, 0.0])[:, None] * jnp.ones_like(u), a, b, c[:1].repeat(3, 0))
+    np.testing.assert_allclose(held[1:], held[:1].repeat(2, 0), rtol=1e-6)
+    late = selective_scan(u, jnp.array([1.0, 1.0, 500.0])[:, None] * jnp.ones_like(u), a, b, c)
+    np.testing.assert_allclose(late[2], 500 * u[2] * (b[2] @ c[2]), rtol=1e-4)
+
+
+def test_the_fine_convolution_stays_inside_a_step():
+    """Oracle 6; and the coarse one sees its kernel of tokens, none of them later."""
+    x, weight = jax.random.normal(jax.random.key(0), (9, 2)), jnp.ones((3, 2))
+    sees = lambda group: np.abs(np.asarray(jax.jacobian(lambda x: causal_convolution(x, weight, group))(x))).sum((1, 3)) > 0  # noqa: E731
+    inside = np.tril(np.ones((3, 3), bool))
+    np.testing.assert_array_equal(sees(3), np.kron(np.eye(3, dtype=bool), inside))
+    np.testing.assert_array_equal(sees(9), np.tril(np.ones((9, 9), bool)) & ~np.tril(np.ones((9, 9), bool), -3))
+
+
+def test_a_place_sees_itself_and_what_is_before_it_unless_it_is_masked():
+    network = scattered(jax.jit(lambda key: StateSpace(4, 1, 3, ((4, None), (3, 3)), key))(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (6, 4))
+    mask = jnp.array([0.0, 0, 0, 1, 1, 1])
+    jacobian = np.abs(np.asarray(jax.jit(jax.jacobian(lambda x: network(x, mask)))(x))).sum((1, 3))[3:]
+    np.testing.assert_array_equal(jacobian > 1e-7, np.tril(np.ones((6, 6), bool))[3:] & (np.arange(6) >= 3)[None])
+    run = jax.jit(network.__call__)
+    np.testing.assert_allclose(run(x, mask)[3:], run(x[3:], jnp.ones(3)), atol=1e-5)  # as if it began there
+
+
+def test_an_action_sees_its_return_and_state_but_not_itself():
+    """Oracle 3."""
+    _, learner, batch = started()
+    actor, given = scattered(learner.actor), (batch.to_go[0], batch.inputs[0][0], batch.action[0])
+    mean = lambda *x: actor(*x, jnp.arange(4), jnp.ones(4)).mean[:, 0]  # noqa: E731
+    returns, states, actions = (np.abs(np.asarray(x)).reshape(4, 4, -1).sum(-1) > 0 for x in jax.jit(jax.jacobian(mean, (0, 1, 2)))(*given))
+    np.testing.assert_array_equal(returns, np.tril(np.ones((4, 4), bool)))
+    np.testing.assert_array_equal(states, np.tril(np.ones((4, 4), bool)))
+    np.testing.assert_array_equal(actions, np.tril(np.ones((4, 4), bool), -1))
+
+
+# -- labels that refine themselves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", [BOX, spaces.Discrete(3), spaces.MultiDiscrete((2, 3)), spaces.MultiBinary(2)])
+def test_labels_of_the_log_and_labels_of_its_own(space):
+    """Oracle 4: beta = 0 is plain regression; with beta = 1 nothing pulls a policy away from what it was, whatever the log says."""
+    box = isinstance(space, spaces.Box)
+    head = 0.3 * jax.random.normal(jax.random.key(0), (1 if box else spaces.size(space),))
+    action = jnp.array([0.7]) if box else jnp.array([1, 0]) if space.shape else jnp.int32(2)
+
+    @jax.jit
+    def slope(x, before, beta):
+        return jax.value_and_grad(lambda x: refined_loss(cloned(space, x, -5.0), cloned(space, before, -5.0), action, beta))(x)
+
+    plain = lambda x: 0.5 * jnp.sum((jnp.tanh(x) - action) ** 2) if box else -cloned(space, x, -5.0).log_prob(action)  # noqa: E731
+    pulled, own = jax.grad(plain)(head), slope(head, head, 1.0)
+    np.testing.assert_allclose(own[0], 0.0, atol=1e-6)
+    np.testing.assert_allclose(own[1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(slope(head, head + 1.0, 0.0)[1], pulled, rtol=1e-5)
+    mixed = 0.6 * pulled + 0.4 * slope(head, head + jnp.arange(1.0, 1 + head.size), 1.0)[1]  # what is pulled to a mixture is pulled to both
+    np.testing.assert_allclose(slope(head, head + jnp.arange(1.0, 1 + head.size), 0.4)[1], mixed, rtol=1e-4, atol=1e-6)
+
+
+def test_without_refinement_it_is_a_decision_transformer_of_another_network():
+    """Oracle 4 for a whole batch: beta = 0 and no foresight leave the loss of the shared sequence actor."""
+    rule, learner, batch = started(True, **{"rule.state_weight": 0.0, "rule.return_weight": 0.0})
+    loss, _, (slope, _) = total(rule, learner, batch, scale := learner.extra.asked.scale, 0.0)
+    plain, gradient = jax.jit(jax.value_and_grad(sequence_loss))(learner.actor, batch, scale)
+    np.testing.assert_allclose(loss, plain, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(slope[0]), jax.tree.leaves(gradient)):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_no_gradient_through_the_refined_label():
+    rule, learner, batch = started()
+    _, _, (_, through) = total(rule, learner, batch, learner.extra.asked.scale, 0.5)
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(through))
+
+
+def convert(x, library: str):
+    return {"numpy": np.asarray, "jax": jnp.asarray, "torch": torch.as_tensor}[library](np.asarray(x))
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax", "torch"])
+def test_refined_labels_leave_a_linear_fit_where_it_is(library):
+    """Oracle 5: least squares on (1 - b) a + b P a, with P the projection on the columns of X, is P a; whatever the kind of array."""
+    rng = np.random.default_rng(0)
+    x, a = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
+    projection = x @ np.linalg.inv(x.T @ x) @ x.T
+    label = refined(convert(a, library), convert(projection @ a, library), 0.85)
+    assert array_api_compat.array_namespace(label) is array_api_compat.array_namespace(convert(a, library))
+    np.testing.assert_allclose(projection @ np.asarray(label), projection @ a, atol=1e-6)
+
+
+def test_the_previous_policy_is_the_stages():
+    """It changes at the end of a stage only, and until the first end labels are the log's."""
+    rule, learner, batch = started(**{"rule.refresh_every": 2})
+    step = jax.jit(lambda learner: rule.update(learner, batch, 0.5, jax.random.key(0)))
+    first, metrics = step(learner)
+    second, _ = step(first)
+    third, later = step(second)
+    same = lambda x, y: all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(*map(jax.tree.leaves, (x, y))))  # noqa: E731
+    assert same(first.target_actor, learner.actor) and same(second.target_actor, second.actor) and same(third.target_actor, second.actor)
+    np.testing.assert_allclose([metrics["beta"], later["beta"]], [0.0, 0.5 * 0.85], rtol=1e-6)
+
+
+def test_masked_steps_lose_nothing():
+    rule, learner, batch = started()
+    inside = batch.mask > 0
+    other = batch._replace(
+        to_go=jnp.where(inside, batch.to_go, 9.0),
+        reward=jnp.where(inside, batch.reward, 9.0),
+        inputs=(jnp.where(inside[..., None], batch.inputs[0], 9.0), ()),
+        next_inputs=(jnp.where(inside[..., None], batch.next_inputs[0], 9.0), ()),
+        action=jnp.where(inside[..., None], batch.action, 0.9),
+    )
+    assert float(batch.mask.min()) == 0.0
+    losses = [total(rule, learner, b, learner.extra.asked.scale, 0.5)[0] for b in (batch, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_what_is_foreseen_is_what_follows():
+    """The state and return to go after the action, from all that is known with it."""
+    rule, learner, batch = started()
+    actor, foresight, scale = learner.actor, learner.extra.foresight, learner.extra.asked.scale
+    given = batch.to_go / scale, batch.inputs[0], encoded_actions(actor, batch.action), batch.step, batch.mask
+    state, to_go = jax.jit(jax.vmap(lambda *x: foresight(actor.features(*x))))(*given)
+    _, metrics, _ = total(rule, learner, batch, scale, 0.5)
+    inside = np.asarray(batch.mask) > 0
+    np.testing.assert_allclose(metrics["loss/state"], 0.5 * np.mean((state - batch.next_inputs[0])[inside] ** 2), rtol=1e-4)
+    left = (batch.to_go - batch.reward) / scale
+    np.testing.assert_allclose(metrics["loss/return"], 0.5 * np.mean((to_go - left)[inside] ** 2), rtol=1e-4)
+
+
+def test_an_odd_width_is_refused():
+    method = parts.replace(decision_mamba(None), {"rule.width": 7})
+    assert "but their clock needs an even one" in method.refuse(DataTask(logged(), 1))
