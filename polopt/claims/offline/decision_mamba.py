@@ -1,7 +1,8 @@
 """Decision Mamba: refined labels forget what is wrong in the log, and a branch that stays within a step sees what is between its parts.
 
 Logs are made of single numbers to be regressed: of the first, a third of the actions is wrong; of the second, the action is the product of the return
-to go and the sign of the state. The first is learnt by a plain network from all rows at once, too, which shows refined labels without the rest.
+to go and the sign of the state. The first is learnt by a plain network from all rows at once, too, which shows refined labels without the rest: with
+a share beta that is whole from the second stage on, and with one that rises over the run, as the method's does.
 """
 
 import functools
@@ -122,15 +123,15 @@ def measured(made, method, keys):
 
 
 @jax.jit
-def plain(beta, keys):
-    """The same of a plain network that learns from all rows of the first log in every update."""
+def plain(betas, keys):
+    """The same of a plain network that learns from all rows of the first log in every update; betas (stages,)."""
     says = lambda actor, states: jax.vmap(lambda s: actor(s, ()).mean)(states)  # noqa: E731
 
     def one(key):
         problem = drawn(jax.random.fold_in(key, 0xDA7A))
 
         def stage(k, now):
-            label = refined(problem.actions, says(now[0], problem.states), beta * k * STAGE / UPDATES)  # in the first, that of the log
+            label = refined(problem.actions, says(now[0], problem.states), betas[k])
 
             def update(_, now):
                 slope = jax.grad(lambda actor: jnp.mean((says(actor, problem.states) - label) ** 2))(now[0])
@@ -151,9 +152,10 @@ def run(seeds: list[int]) -> dict[str, Side]:
     def side(setting, found) -> Side:
         return Side({**setting, "updates": UPDATES}, {measure: np.asarray(x, np.float64) for measure, x in zip((ERROR, LEARNT_ERROR), found)})
 
-    for beta in (0.0, 0.95):
-        setting = {"beta": beta, **configuration(NETWORK), **configuration(ADAM)}
-        sides[f"plain network, beta {beta:g}"] = side(setting, plain(beta, keys))
+    stage = np.arange(UPDATES // STAGE) * STAGE / UPDATES  # its share of the run that is done
+    for name, betas in (("beta 0", 0 * stage), ("beta 0.95", 0.95 * (stage > 0)), ("beta rising to 0.95", 0.95 * stage)):
+        setting = {"betas": [round(float(beta), 4) for beta in betas], **configuration(NETWORK), **configuration(ADAM)}
+        sides[f"plain network, {name}"] = side(setting, plain(jnp.asarray(betas, jnp.float32), keys))
     plan = {f"beta {beta:g}": (corrupted, NOISE | {"rule.beta": beta}) for beta in (0.0, 0.95)}
     plan |= {name: (products, PRODUCT | {"rule.fine": fine}) for name, fine in (("coarse and fine", True), ("both coarse", False))}
     for name, (made, changes) in plan.items():
