@@ -82,7 +82,7 @@ class SelectiveBlock(eqx.Module):
         keys = jax.random.split(key, 2 * len(plan) + 1)
         self.before, self.after = LayerNorm(width), LayerNorm(width)
         self.branches = tuple(SelectiveBranch(width, size, *shape, k) for shape, k in zip(plan, keys))
-        self.gates = tuple(Linear(width, width, k, 1.0) for k in keys[len(plan) :][: len(plan)])
+        self.gates = tuple(Linear(width, width, k, 1.0) for k in keys[len(plan) : -1])
         self.project = Linear(width, width, keys[-1], 0.2)
 
     def __call__(self, x, mask):

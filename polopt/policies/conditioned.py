@@ -17,6 +17,8 @@ from polopt.core.networks import Feedforward, Linear, Torso
 from polopt.policies.cloned import LOG_STD, ClonedActor, cloned
 from polopt.policies.deployed import Deployed, taken
 
+STEP_TOKENS = 3  # of a sequence actor: return, state, action
+
 
 def conditioned_actor(spec: Feedforward, observation_space, action_space, key) -> ClonedActor:
     """pi(a|s, omega): a cloned actor whose vector ends with one number more."""
@@ -97,12 +99,27 @@ class SequenceActor(eqx.Module):
         clock = jax.vmap(lambda t: self.clock(waves(t, self.width)))(step)
         tokens = jax.vmap(self.returns)(returns[:, None]), jax.vmap(self.states)(states), jax.vmap(self.actions)(actions)
         interleaved = jnp.stack([token + clock for token in tokens], axis=1).reshape(-1, self.width)
-        return self.network(interleaved, jnp.repeat(mask, 3)).reshape(-1, 3, self.width)
+        return self.network(interleaved, jnp.repeat(mask, STEP_TOKENS)).reshape(-1, STEP_TOKENS, self.width)
 
     def read(self, features):
         """The distributions (K,) of the actions from the features."""
         log_std = LOG_STD[0] if self.log_std is None else self.log_std
         return jax.vmap(lambda x: cloned(self.action_space, self.head(x), log_std))(features[:, 1])
+
+
+class Foresight(eqx.Module):
+    """The next state and the next return to go, read off the token of the action before them."""
+
+    state: Linear
+    to_go: Linear
+
+    def __init__(self, width: int, numbers: int, key):
+        k_state, k_to_go = jax.random.split(key)
+        self.state, self.to_go = Linear(width, numbers, k_state, 1.0), Linear(width, 1, k_to_go, 1.0)
+
+    def __call__(self, features):
+        """((K, d), (K,)) from the features (K, 3, width)."""
+        return jax.vmap(self.state)(features[:, 2]), jax.vmap(self.to_go)(features[:, 2])[:, 0]
 
 
 class RewardModel(eqx.Module):

@@ -110,16 +110,22 @@ def products(key):
     return data, lambda learner: (jnp.mean((said(learner, to_go, seen, taken) - taken[:, -1]) ** 2),)
 
 
+def of_log(key):
+    """The key of what is drawn for a learner's log."""
+    return jax.random.fold_in(key, 0xDA7A)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def measured(made, method, keys):
     """What is measured of a learner of each key after UPDATES updates on a log of its own."""
 
-    def one(key):
-        data, judge = made(jax.random.fold_in(key, 0xDA7A))
+    def one(key, start):
+        data, judge = made(of_log(key))
         task = DataTask(data, UPDATES)
-        return judge(jax.lax.fori_loop(0, UPDATES // STAGE, lambda _, s: method.step(task, s)[0], method.init(task, key)).learner)
+        return judge(jax.lax.fori_loop(0, UPDATES // STAGE, lambda _, s: method.step(task, s)[0], start).learner)
 
-    return jax.vmap(one)(keys)
+    starts = jax.lax.map(lambda key: method.init(DataTask(made(of_log(key))[0], UPDATES), key), keys)  # not by vmap; see measures._train
+    return jax.vmap(one)(keys, starts)
 
 
 @jax.jit
@@ -127,8 +133,8 @@ def plain(betas, keys):
     """The same of a plain network that learns from all rows of the first log in every update; betas (stages,)."""
     says = lambda actor, states: jax.vmap(lambda s: actor(s, ()).mean)(states)  # noqa: E731
 
-    def one(key):
-        problem = drawn(jax.random.fold_in(key, 0xDA7A))
+    def one(key, actor):
+        problem = drawn(of_log(key))
 
         def stage(k, now):
             label = refined(problem.actions, says(now[0], problem.states), betas[k])
@@ -139,11 +145,10 @@ def plain(betas, keys):
 
             return jax.lax.fori_loop(0, STAGE, update, now)
 
-        actor = ClonedActor(NETWORK, STATE, ACTION, key)
         actor, _ = jax.lax.fori_loop(0, UPDATES // STAGE, stage, (actor, ADAM.init(actor)))
         return problem.judge(functools.partial(says, actor))
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys, jax.lax.map(functools.partial(ClonedActor, NETWORK, STATE, ACTION), keys))
 
 
 def run(seeds: list[int]) -> dict[str, Side]:

@@ -15,20 +15,21 @@ pi_{k-1} is the policy of `refresh_every` updates ago or less. A convolution see
 Of whole-number actions a~ is a mixture of distributions and |.|^2 their cross-entropy (less what no parameter changes). Deployed as the Decision
 Transformer, with its model of the reward.
 
-K = 20, Adam 1e-4 and clipping at .25 are the Decision Transformer's; l_s = l_R = .05 and the linear rise those of the released code, whose last
-version sets beta to 0. Our choices: 3 blocks of width 128, a stage of 100 updates, squared losses for s and R, R divided by the largest of the log.
+K = 20, Adam 1e-4 and clipping at .25 are the Decision Transformer's; l_s = l_R = .05 and the linear rise those of the released code. Our choices: 3
+blocks of width 128, a stage of 100 updates, squared losses for s and R, R divided by the largest of the log. The released code is not followed where
+it leaves the equations: it mixes the label with the present prediction, gradient and all, which scales the loss by (1 - beta)^2 and no more, before
+it sets beta to 0; and its fine branch puts what it reads of a step on tokens of earlier steps, too.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from polopt.core import spaces
-from polopt.core.networks import Feedforward, Linear
+from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
 from polopt.core.state_space import StateSpace
 from polopt.data.dataset import DataTask
@@ -38,25 +39,8 @@ from polopt.loops.windows import OfflineWindows
 from polopt.methods.offline.decision_transformer import Asked, asked, encoded_actions, reward_loss, vectors_only
 from polopt.methods.registry import composition
 from polopt.objectives import values
-from polopt.policies.conditioned import RewardModel, SequenceActor, SequencePolicy
+from polopt.policies.conditioned import STEP_TOKENS, Foresight, RewardModel, SequenceActor, SequencePolicy
 from polopt.policies.distributions import Gaussian
-
-STEP_TOKENS = 3  # return, state, action
-
-
-class Foresight(eqx.Module):
-    """The next state and the next return to go, read off the token of the action before them."""
-
-    state: Linear
-    to_go: Linear
-
-    def __init__(self, width: int, numbers: int, key):
-        k_state, k_to_go = jax.random.split(key)
-        self.state, self.to_go = Linear(width, numbers, k_state, 1.0), Linear(width, 1, k_to_go, 1.0)
-
-    def __call__(self, features):
-        """((K, d), (K,)) from the features (K, 3, width)."""
-        return jax.vmap(self.state)(features[:, 2]), jax.vmap(self.to_go)(features[:, 2])[:, 0]
 
 
 class Beside(NamedTuple):

@@ -44,3 +44,11 @@ def update(rule, learner, batch, times: int = 1):
     for i in range(times):
         learner, _, metrics = step(learner, jax.random.key(i))
     return learner, metrics
+
+
+@jax.jit
+def scattered(tree):
+    """The same with noise on every number."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return jax.tree.unflatten(structure, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
