@@ -15,16 +15,16 @@ from polopt.core import parts, spaces
 from polopt.data.dataset import DataTask
 from polopt.methods.offline.decision_mamba import decision_mamba, refined, refined_loss
 from polopt.methods.offline.decision_transformer import encoded_actions, sequence_loss
-from polopt.policies.cloned import cloned
+from polopt.policies.cloned import LOG_STD, cloned
 from tests.methods.offline.helpers import BOX, logged, scattered
 
 SIZES = {"rule.width": 8, "rule.layers": 1, "rule.context": 4, "rule.state_size": 3, "rule.reward_network.hidden": (8,), "batch_size": 16}
 
 
 @functools.cache
-def begun(discrete: bool):
+def begun():
     """(learner, batch) of windows of a small log."""
-    method, data = parts.replace(decision_mamba(None), SIZES), logged(spaces.Discrete(2) if discrete else BOX)
+    method, data = parts.replace(decision_mamba(None), SIZES), logged()
 
     @jax.jit
     def make(key):
@@ -34,9 +34,9 @@ def begun(discrete: bool):
     return make(jax.random.key(0))
 
 
-def started(discrete: bool = False, **changes):
+def started(**changes):
     """(rule, learner, batch)."""
-    return parts.replace(decision_mamba(None), {**SIZES, **changes}).rule, *begun(discrete)
+    return parts.replace(decision_mamba(None), {**SIZES, **changes}).rule, *begun()
 
 
 @jax.jit
@@ -80,13 +80,14 @@ def test_labels_of_the_log_and_labels_of_its_own(space):
 
 
 def test_without_refinement_it_is_a_decision_transformer_of_another_network():
-    """Oracle 4 for a whole batch: beta = 0 and no foresight leave the loss of the shared sequence actor."""
-    rule, learner, batch = started(True, **{"rule.state_weight": 0.0, "rule.return_weight": 0.0})
+    """Oracle 4 for a whole batch: beta = 0 and no foresight leave the loss of the shared sequence actor, whose deviation is no weight here."""
+    rule, learner, batch = started(**{"rule.state_weight": 0.0, "rule.return_weight": 0.0})
     loss, _, (slope, _) = total(rule, learner, batch, scale := learner.extra.asked.scale, 0.0)
     plain, gradient = jax.jit(jax.value_and_grad(sequence_loss))(learner.actor, batch, scale)
-    np.testing.assert_allclose(loss, plain, rtol=1e-5)
+    variance = np.exp(2 * LOG_STD[0])
+    np.testing.assert_allclose(loss, variance * (plain - LOG_STD[0] - 0.5 * np.log(2 * np.pi)), rtol=1e-4)
     for x, y in zip(jax.tree.leaves(slope[0]), jax.tree.leaves(gradient)):
-        np.testing.assert_allclose(x, y, atol=1e-6)
+        np.testing.assert_allclose(x, variance * y, atol=1e-6)
 
 
 def test_no_gradient_through_the_refined_label():
