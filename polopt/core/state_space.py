@@ -37,7 +37,8 @@ def selective_scan(u, delta, a, b, c):
 def causal_convolution(x, weight, group: int):
     """sum_j weight_j x_{k-j} by channel, over what lies in the same group of `group` places; x (time, channels), weight (kernel, channels)."""
     place = jnp.arange(x.shape[0]) % group
-    return sum(w[None] * jnp.where((place >= j)[:, None], jnp.roll(x, j, axis=0), 0.0) for j, w in enumerate(weight))
+    # A product, for ONNX has no choice between a batch and nothing by a condition that is the same in all of it.
+    return sum(w[None] * (place >= j)[:, None].astype(x.dtype) * jnp.roll(x, j, axis=0) for j, w in enumerate(weight))
 
 
 class SelectiveBranch(eqx.Module):

@@ -27,18 +27,11 @@ LENGTH, EPISODES = 8, 200  # of the second log
 UPDATES, STAGE = 1_000, 50  # all of them, and those between two refinements of the labels
 ERROR, LEARNT_ERROR = "squared error on fresh states", "squared error to the right action on states with a wrong one"
 NETWORK, ADAM = Feedforward((256, 256), "relu"), Adam(learning_rate=1e-3, anneal=False, max_grad_norm=None, epsilon=1e-8)
-SIZES = {
-    "rule.width": 32,
-    "rule.layers": 1,
-    "rule.state_size": 8,
-    "rule.reward_network.hidden": (8,),
-    "rule.step.learning_rate": 1e-3,
-    "rule.step.max_grad_norm": None,
-    "updates": STAGE,
-    "normalise_observations": False,
-}
+SIZES = {"rule.width": 32, "rule.layers": 1, "rule.state_size": 8, "rule.reward_network.hidden": (8,), "rule.step.learning_rate": 1e-3}
+SIZES |= {"rule.step.max_grad_norm": None, "updates": STAGE, "normalise_observations": False}
 NOISE = {"rule.context": 1, "rule.refresh_every": STAGE, "batch_size": 100}
 PRODUCT = {"rule.context": 4, "rule.beta": 0.0, "batch_size": 32}
+of_log = functools.partial(jax.random.fold_in, data=0xDA7A)  # the key of what is drawn for a learner's log
 STATE, ACTION = spaces.Box(-3.0, 3.0, (NUMBERS,)), spaces.Box(-1.0, 1.0, (1,))
 
 
@@ -110,11 +103,6 @@ def products(key):
     return data, lambda learner: (jnp.mean((said(learner, to_go, seen, taken) - taken[:, -1]) ** 2),)
 
 
-def of_log(key):
-    """The key of what is drawn for a learner's log."""
-    return jax.random.fold_in(key, 0xDA7A)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def measured(made, method, keys):
     """What is measured of a learner of each key after UPDATES updates on a log of its own."""
@@ -184,5 +172,14 @@ CLAIM = Claim(
         Check(LEARNT_ERROR, "beta 0.95", over="beta 0", ratio=True, below=0.9),
         Check(ERROR, "coarse and fine", over="both coarse", ratio=True, below=0.8),
     ),
-    seconds=60,
+    seconds=200,
+    slow=True,
+    analysis="Refined labels keep their promise where they come at once: a plain network whose labels are its own by .95 from the second stage on "
+    "has 0.71 of the error on fresh states, and half of that to the right action where the log is wrong. A share that rises over the run, as the "
+    "paper's, comes too late for it (0.96). The state space of width 32 learns fewer wrong actions by heart to begin with (an error of 0.38 there, "
+    "the plain network 0.74), so that there is less to win: 0.86, its interval on both sides of 0.8. Held at .95 from the second stage on it learns "
+    "half as many of them (pilot: 0.19 for 0.38), but is hardly better on fresh states (0.17 for 0.18), for what it is held to has learnt for 50 "
+    "updates only. The fine branch: at the token of a state a convolution of four tokens sees return and state, too, and the recurrence carries the "
+    "return there by itself; staying within a step takes only what was before it away. On the pilot's seeds the error is 0.011 without any "
+    "convolution, 0.007 with the fine one alone, 0.006 with two coarse ones.",
 )

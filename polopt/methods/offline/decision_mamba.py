@@ -6,6 +6,7 @@ The Decision Transformer's tokens in a selective state space of two branches: a 
 convolves within the return, state and action of a step. Its labels are the logged actions, mixed more and more with what it predicted before, so
 that wrong ones are not learnt by heart.
 
+    SSM: x_k = exp(Delta_k A) x_{k-1} + Delta_k B_k u_k,   y_k = C_k x_k + D u_k   with Delta_k, B_k, C_k read off u_k   (polopt.core.state_space)
     c = SSM(SiLU(conv(LN(h)))) over all tokens,   f = SSM(SiLU(conv_3(LN(h)))) with the convolution inside a step
     h <- h + W_o LN( c SiLU(W_c h) + f SiLU(W_f h) )
     a~ = (1 - beta_k) a + beta_k pi_{k-1},    beta_k = beta times the share of the run that is done, and 0 in the first stage
