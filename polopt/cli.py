@@ -167,9 +167,16 @@ def _train_options(method: str, argv: list[str]) -> tuple[TrainOptions, dict[str
     hyperparameters.__doc__ = f"Hyperparameters of {method}" + (f" with its defaults for {env}." if env else ".")
     flat = tyro.conf.OmitArgPrefixes
     everything = dataclasses.make_dataclass("Everything", [("run", flat[TrainOptions]), ("method", flat[hyperparameters])])
-    given = tyro.cli(everything, args=argv, prog=f"polopt train {method}", description=TrainOptions.__doc__)
+    given = tyro.cli(everything, args=[_in_full(word, known) for word in argv], prog=f"polopt train {method}", description=TrainOptions.__doc__)
     chosen = {name: getattr(given.method, name.replace(".", "__")) for name in known}
     return given.run, {name.replace(".", "__"): value for name, value in chosen.items() if value != known[name]}
+
+
+def _in_full(word: str, known) -> str:
+    """An option such as --actor-network.hidden by its whole name, where only one field ends in it."""
+    option, sign, value = word.partition("=")
+    ends = [name for name in known if option.startswith("--") and "." in option and name.endswith("." + option[2:].replace("-", "_"))]
+    return f"--{ends[0].replace('_', '-')}{sign}{value}" if len(ends) == 1 else word
 
 
 def _defaults(method: str, env: str | None, small: bool):
@@ -279,7 +286,7 @@ def _collect(argv: list[str]) -> int:
         """Make a dataset from a random policy, or from what a run has learnt."""
 
         to: str
-        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, or minari:ID"""
+        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, FOLDER.arrays (mapped, for more than fits into memory), or minari:ID"""
         env: str | None = None
         """the environment; by default the run's"""
         steps: int = 100_000
@@ -346,7 +353,7 @@ def _convert(argv: list[str]) -> int:
         """Write a dataset in another format, with its columns named and checked."""
 
         to: str
-        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, or minari:ID"""
+        """FILE.npz, .hdf5 (D4RL's layout) or .parquet, FOLDER.arrays (mapped, for more than fits into memory), or minari:ID"""
         env: str | None = None
         """the environment that the data come from, for its spaces"""
         columns: str | None = None
@@ -355,11 +362,15 @@ def _convert(argv: list[str]) -> int:
     name, rest = _positional(argv, "data convert", "DATA", "polopt data convert log.npz --columns observation=obs,action=act --to data.npz")
     options = _cli(Options, rest, "data convert DATA")
     from polopt.data import files
-    from polopt.run.data import load_data
+    from polopt.run.data import convert_data, load_data
 
     files.writable(options.to)
-    dataset = load_data(name, options.env, columns=_pairs(options.columns))
-    print(f"data: {files.write(dataset, options.to)} ({len(dataset):,} transitions)")
+    if options.to.endswith(".arrays"):
+        count = convert_data(name, options.to, options.env, columns=_pairs(options.columns))
+    else:
+        dataset = load_data(name, options.env, columns=_pairs(options.columns))
+        options.to, count = files.write(dataset, options.to), len(dataset)
+    print(f"data: {options.to} ({count:,} transitions)")
     return 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import polopt
-from polopt.cli import COMMANDS
+from polopt.cli import COMMANDS, _train_options
 from polopt.interop.export import load_safetensors, load_stablehlo
 from polopt.run.training import Training
 from tests.runs import copy_of, digests, finished, lines, one_sentence, options, polopt_says, signal_after
@@ -118,6 +118,15 @@ MISTAKES = {
     "compare ppo poo --env CartPole-v1": ["no method 'poo'"],
     "compare ppo a2c --env NoSuch-v0": ["no environment 'NoSuch-v0'"],
 }
+
+
+def test_an_option_by_the_end_of_its_name():
+    """As long as only one field ends in it."""
+    words = ["--env", "Pendulum-v1", "--actor-network.hidden", "8", "8", "--critic-network.hidden=4", "--learning-rate", "1"]
+    with pytest.raises(SystemExit):
+        _train_options("sac", words)
+    _, changes = _train_options("sac", words[:-2])
+    assert changes == {"rule__actor_network__hidden": (8, 8), "rule__critic_network__hidden": (4,)}
 
 
 @pytest.mark.parametrize("line", MISTAKES)

@@ -43,7 +43,7 @@ def find_columns(source: str, present: list[str], given: dict[str, str] | None =
     if missing:
         raise DataError(
             f"{source} has no column for the {missing[0]}; it has {', '.join(sorted(present)) or 'none'}. "
-            f"Say which one it is, for example with --columns {missing[0]}=NAME."
+            f"Say which one it is: polopt data convert {source} --columns {missing[0]}=NAME --to data.npz."
         )
     return found
 
@@ -57,25 +57,24 @@ def assemble(
     name: str | None = None,
     reference: tuple[float, float] | None = None,
     notes: tuple[str, ...] = (),
+    first_episode: int = 0,
 ) -> Dataset:
     """A checked dataset from columns by our names, each (n, ...) in time order; DataError says what is wrong and where.
 
     Without `next_observation` the successor is the next row's observation. A truncated episode's last row then has none: it is left
     out, and the row before is the truncated one. Spaces that are not given are read off the numbers, and a note says so.
+    first_episode: how many episodes lie before these columns, where they are a piece of something longer.
     """
-    columns, notes = dict(columns), list(notes)
-    rows = _rows(source, columns)
+    columns, known = settled(source, columns, observation_space=observation_space, action_space=action_space, notes=notes)
+    observation_space, action_space = known["observation_space"], known["action_space"]
+    terminated, truncated = columns["terminated"], columns["truncated"]
+    rows = len(terminated)
     reward = _numbers(source, "reward", columns["reward"])
     if reward.ndim == 2 and reward.shape[1] == 1:
         reward = reward[:, 0]
     if reward.ndim != 1:
         raise DataError(f"In {source}, the reward has the shape {reward.shape}, but one number a step, ({rows},), is expected.")
-    terminated, truncated = _ends(source, columns, rows, notes)
-    if observation_space is None:
-        observation_space = _observation_space(columns["observation"])
-    if action_space is None:
-        action_space = _action_space(source, columns["action"], notes)
-    where = _Where(source, terminated | truncated)
+    where = _Where(source, terminated | truncated, first_episode)
     observation = _fit(where, "observation", observation_space, columns["observation"])
     action = _fit(where, "action", action_space, columns["action"])
     following = columns.get("next_observation")
@@ -85,26 +84,38 @@ def assemble(
     action = _inside(where, action_space, action)
     keep = np.ones(rows, bool)
     if following is None:
-        following = jax.tree.map(lambda x: np.concatenate([x[1:], x[-1:]]), observation)
+        successor = np.arange(rows) + ~(terminated | truncated)  # a terminal row has none, and its own stands for it
+        following = jax.tree.map(lambda x: x[successor], observation)
         keep = ~truncated | terminated
         truncated = np.append(truncated[1:] & ~terminated[1:], False) & keep & ~terminated
         if not keep.any():
             raise DataError(f"{source} holds no whole transition: every episode is cut after its first step.")
     parts = (observation, action, reward.astype(np.float32), following, terminated, truncated)
     parts = parts if keep.all() else jax.tree.map(lambda x: x[keep], parts)
-    return Dataset(*parts, observation_space, action_space, name or source, reference, tuple(notes))
+    return Dataset(*parts, observation_space, action_space, name or source, reference, known["notes"])
+
+
+def settled(source: str, columns: dict[str, Any], *, observation_space=None, action_space=None, notes=(), **facts) -> tuple[dict, dict]:
+    """The columns with their ends as two flags, and the facts with both spaces: what a piece of them cannot tell by itself."""
+    columns, notes = dict(columns), list(notes)
+    rows = _rows(source, columns)
+    columns["terminated"], columns["truncated"] = _ends(source, columns, rows, notes)
+    columns.pop("episode", None)
+    observation_space = observation_space or _observation_space(columns["observation"])
+    action_space = action_space or _action_space(source, columns["action"], notes)
+    return columns, {**facts, "observation_space": observation_space, "action_space": action_space, "notes": tuple(notes)}
 
 
 class _Where:
     """Says where a row lies."""
 
-    def __init__(self, source: str, ended):
-        self.source, self.ends = source, np.flatnonzero(ended)
+    def __init__(self, source: str, ended, first_episode: int):
+        self.source, self.ends, self.first = source, np.flatnonzero(ended), first_episode
 
     def __call__(self, row: int) -> str:
         episode = int(np.searchsorted(self.ends, row))
         start = self.ends[episode - 1] + 1 if episode else 0
-        return f"In {self.source}, episode {episode}, step {row - start}"
+        return f"In {self.source}, episode {self.first + episode}, step {row - start}"
 
 
 def _rows(source: str, columns: dict[str, Any]) -> int:
@@ -136,7 +147,7 @@ def _ends(source: str, columns, rows: int, notes: list[str]):
     def flags(name):
         array = np.zeros(rows, bool) if columns.get(name) is None else _numbers(source, name, columns[name]).reshape(rows, -1)
         if array.size != rows or not np.isin(array, (0, 1)).all():
-            raise DataError(f"In {source}, {name} must be one flag a step, false or true (0 or 1); give the right column with --columns {name}=NAME.")
+            raise DataError(f"In {source}, {name} must be one flag a step, 0 or 1; name the right column: polopt data convert --columns {name}=NAME.")
         return array.reshape(rows).astype(bool)
 
     terminated, truncated = flags("terminated"), flags("truncated")
@@ -146,7 +157,7 @@ def _ends(source: str, columns, rows: int, notes: list[str]):
     if not (terminated | truncated).any():
         raise DataError(
             f"{source} has no episode ends: neither terminated nor truncated is ever true in {rows} steps. "
-            "Name the columns that tell the ends, for example with --columns truncated=NAME or --columns episode=NAME."
+            f"Name the column that tells the ends: polopt data convert {source} --columns truncated=NAME (or episode=NAME) --to data.npz."
         )
     if not (terminated[-1] or truncated[-1]):
         truncated[-1] = True

@@ -50,6 +50,25 @@ def regress(critic, batch, target):
     return jnp.mean(batch.weight * jnp.sum(loss, axis=1)), value
 
 
+class Hosted:
+    """Base of a rule that learns beside another one, its `host`, which acts and is deployed."""
+
+    host: Any
+
+    @property
+    def discount(self):
+        return self.host.discount
+
+    def refuse(self, env) -> str | None:
+        return self.host.refuse(env)
+
+    def act(self, learner, inputs, key):
+        return self.host.act(learner, inputs, key)
+
+    def policy(self, learner, normaliser):
+        return self.host.policy(learner, normaliser)
+
+
 class Draw(NamedTuple):
     """What a stochastic actor does in n states: unit actions, what they were before tanh, their log-probabilities, and the distributions."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from polopt.data import files
+from polopt.data import files, pieces
 from polopt.data.dataset import DataError, Dataset
 from polopt.envs.make import make
 
@@ -27,6 +27,15 @@ def load_data(
         return data
     if not isinstance(data, (str, os.PathLike)):
         raise DataError(f"data is a {type(data).__name__}, but a path, minari:ID or a Dataset is expected; one of {files.FORMS}.")
+    return files.read(data, columns=columns, reference=reference, **_spaces(env))
+
+
+def convert_data(data: str | os.PathLike, to: str | os.PathLike, env=None, *, columns: dict[str, str] | None = None) -> int:
+    """Write a dataset that need not fit into memory as a folder `NAME.arrays`: how many transitions it has. Arguments as those of `load_data`."""
+    return pieces.convert(data, to, columns=columns, **_spaces(env))
+
+
+def _spaces(env) -> dict:
+    """The spaces of an environment, or of its name, as the readers take them."""
     environment = make(env) if isinstance(env, str) else env
-    given = {} if environment is None else {"observation_space": environment.observation_space, "action_space": environment.action_space}
-    return files.read(data, columns=columns, reference=reference, **given)
+    return {} if environment is None else {"observation_space": environment.observation_space, "action_space": environment.action_space}

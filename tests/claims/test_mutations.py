@@ -23,6 +23,7 @@ from polopt.core.parts import replace
 from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
+from polopt.loops import temperature
 from polopt.loops.episodes import Episodes
 from polopt.loops.on_policy import OnPolicy
 from polopt.loops.trust_region import TrustRegion
@@ -210,7 +211,7 @@ MUTATIONS = [
     Mutation("td3: noise without its clip", td3.Smoothed.__call__, "-self.clip, self.clip)", "-9, 9)", of_ddpg.test_smoothing_is_clipped_noise),
     Mutation("td3: the larger critic", ddpg.Deterministic.target, "jnp.min(value", "jnp.max(value", smaller),
     Mutation("sac: entropy as a cost", sac.soft_value, "value - alpha", "value + alpha", soft),
-    Mutation("sac: the temperature runs away", sac.temperature_loss, "return -jnp", "return jnp", temperature_rises),
+    Mutation("sac: the temperature runs away", temperature.temperature_loss, "return -jnp", "return jnp", temperature_rises),
     Mutation("sac: an ensemble leads by its least", sac.SoftActorCritic.judged, 'else jnp.mean(value', 'else jnp.min(value', leads_by_the_mean),
     Mutation("dqn: both choices by one network", dqn.backup, "next_online if double", "next_target if double", of_dqn.test_the_backup_by_hand),
     Mutation("dqn: the episode goes on", dqn.backup, "reward + discount *", "reward + 0.5 *", of_dqn.test_the_backup_by_hand),

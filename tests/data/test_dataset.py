@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polopt.core import spaces
-from polopt.data import files
+from polopt.data import files, pieces
 from polopt.data.dataset import DataError, Dataset, concatenated
 from polopt.data.layout import assemble
 
@@ -257,3 +257,81 @@ def test_a_dataset_is_an_argument_of_a_compiled_function():
     mean = jax.jit(lambda d: jnp.mean(d.reward) + len(d))
     np.testing.assert_allclose(mean(dataset().on_device()), 12 + columns()["reward"].mean(), rtol=1e-6)
     assert dataset().digest() == dataset().on_device().digest() != dataset(reward=np.zeros(12)).digest()
+
+
+# -- data that are mapped, not loaded ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npz", "a.hdf5", pytest.param("a.parquet", marks=has("pyarrow")), pytest.param("minari:polopt-test/a-v0", marks=has("minari"))]
+)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_converting_by_pieces_is_reading_at_once(name, rows, tmp_path, monkeypatch):
+    """Whatever the format and wherever the pieces are cut."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    place = name if name.startswith("minari:") else tmp_path / name
+    files.write(dataset(), place)
+    count = pieces.convert(place, tmp_path / "a.arrays", rows=rows, observation_space=FREE, action_space=BOX)
+    again, whole = files.read(tmp_path / "a.arrays"), files.read(place, observation_space=FREE, action_space=BOX)
+    assert count == len(whole) and same(whole, again)
+    assert again.name == whole.name and again.reference == whole.reference and set(again.notes) == set(whole.notes)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "minari") == sorted({"a.arrays", getattr(place, "name", "a.arrays")})
+
+
+def test_parts_of_observations_are_mapped_too(tmp_path):
+    files.write(with_dicts(), tmp_path / "a.npz")
+    pieces.convert(tmp_path / "a.npz", tmp_path / "a.arrays", rows=3)
+    files.write(with_dicts(), tmp_path / "b.arrays")
+    assert same(with_dicts(), files.read(tmp_path / "a.arrays")) and same(with_dicts(), files.read(tmp_path / "b.arrays"))
+
+
+def test_what_a_piece_cannot_tell_is_settled_before(tmp_path):
+    """The bounds of actions, ends by the number of the episode, successors, and that the last episode has no end."""
+    given = columns(ends=(4, 8), terminal=(4,))
+    given = {name: given[name] for name in ("observation", "action", "reward", "terminated")} | {"episode": np.repeat([0, 1, 2], (5, 4, 3))}
+    given["action"][10] = 3.0
+    np.savez(tmp_path / "log.npz", **given)
+    whole = files.read(tmp_path / "log.npz")
+    assert pieces.convert(tmp_path / "log.npz", tmp_path / "log.arrays", rows=1) == len(whole) == 10
+    mapped = files.read(tmp_path / "log.arrays")
+    assert mapped.action_space == spaces.Box(-3.0, 3.0, (2,)) and same(whole, mapped) and set(mapped.notes) == set(whole.notes)
+
+
+def test_a_mapped_array_is_not_copied(tmp_path):
+    """JAX takes the file as it lies, and rows reach a compiled function all the same."""
+    files.write(dataset(), tmp_path / "a.arrays")
+    data = files.read(tmp_path / "a.arrays").on_device()
+    place = data.observation.unsafe_buffer_pointer()
+    with open("/proc/self/maps") as lines:
+        spans = [line.split() for line in lines if str(tmp_path / "a.arrays" / "observation.npy") in line]
+    assert any(low <= place < high for low, high in ((int(x, 16) for x in span[0].split("-")) for span in spans))
+    assert float(jax.jit(lambda d: d.observation[3, 0])(data)) == 3.0
+
+
+def test_a_mistake_in_a_piece_says_the_episode_and_leaves_nothing(tmp_path):
+    given = columns()
+    given["observation"][7, 1] = np.nan
+    np.savez(tmp_path / "log.npz", **given)
+    with pytest.raises(DataError, match="log.npz, episode 1, step 2, the observation is not finite"):
+        pieces.convert(tmp_path / "log.npz", tmp_path / "log.arrays", rows=1)
+    assert not (tmp_path / "log.arrays").exists()
+    assert files.read(tmp_path / "log.npz", columns={"observation": "next_observation"}).observation.shape == (12, 3)
+
+
+def test_a_folder_of_arrays_that_cannot_be_used(tmp_path):
+    place = tmp_path / "a.arrays"
+    files.write(dataset(), place)
+    with pytest.raises(DataError, match="is there already; remove it"):
+        files.write(dataset(), place)
+    with pytest.raises(DataError, match="leave --columns out"):
+        files.read(place, columns={"reward": "r"})
+    with pytest.raises(DataError, match="was converted with the action space Box.*convert it once more"):
+        files.read(place, action_space=spaces.Box(-2.0, 2.0, (2,)))
+    with pytest.raises(DataError, match="was converted with the observation space"):
+        files.read(place, observation_space=spaces.Box(-1.0, 1.0, (4,)))
+    bounded = files.read(place, observation_space=spaces.Box(-20.0, 20.0, (3,)), action_space=BOX)
+    assert bounded.observation_space.low == -20.0
+    whole = (place / "action.npy").read_bytes()
+    (place / "action.npy").write_bytes(whole[:-8])
+    with pytest.raises(DataError, match="a.arrays is cut off or damaged"):
+        files.read(place)

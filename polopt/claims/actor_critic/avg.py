@@ -10,8 +10,9 @@ from polopt.core import parts
 from polopt.data.replay import Replay
 from polopt.loops.exploration import Drawn
 from polopt.loops.off_policy import OffPolicy
+from polopt.loops.temperature import Fixed
 from polopt.methods.actor_critic.avg import avg
-from polopt.methods.actor_critic.sac import Fixed, SoftActorCritic
+from polopt.methods.actor_critic.sac import SoftActorCritic
 
 LAST = "mean return of the last 100 episodes"
 LENGTH, TOTAL = 200, 200_000

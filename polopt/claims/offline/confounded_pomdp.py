@@ -12,7 +12,8 @@ from polopt.claims.claim import Check, Claim, Side
 from polopt.claims.measures import configuration
 from polopt.core import spaces
 from polopt.data.dataset import Dataset, DataTask
-from polopt.methods.offline.confounded_pomdp import BridgeAscent, Sizes, State, bridge_matrices, bridged_value
+from polopt.methods.offline.confounded_pomdp import BridgeAscent, State, bridge_matrices, bridged_value
+from polopt.policies.history_tables import Sizes
 
 EPISODES, ASCENTS = 20_000, 200
 START = (0.2, -0.3)  # logits of action 1 after each observation, where gradients are measured

@@ -18,7 +18,8 @@ from polopt.envs.task import ControlTask
 from polopt.loops.exploration import GaussianNoise
 from polopt.loops.off_policy import OffPolicy
 from polopt.methods.actor_critic.ddpg import Deterministic
-from polopt.methods.policy_gradient.apg import Adaptation, Gain, apg
+from polopt.methods.policy_gradient.apg import Adaptation, apg
+from polopt.policies.residual import Gain
 
 STEPS = 10_000
 EVERY = 400  # steps between two evaluations

@@ -61,9 +61,14 @@ def space_from_json(value: dict[str, Any]) -> spaces.Space:
 
 def flat(dataset: Dataset) -> dict[str, Any]:
     """Every array by dotted name."""
-    found = {}
-    for name in ARRAYS:
-        _flatten(name, getattr(dataset, name), found)
+    return named({name: getattr(dataset, name) for name in ARRAYS})
+
+
+def named(columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns, some of them dicts of columns, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, column in columns.items():
+        _flatten(name, column, found)
     return found
 
 

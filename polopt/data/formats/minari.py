@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 from polopt.core import spaces
 from polopt.data.dataset import DataError, Dataset
 from polopt.data.formats import common
+from polopt.data.formats.arrays import laid_out
 
 
-def read(name: str) -> tuple[dict, dict]:
-    """(columns by our names, the spaces) of a dataset by its id in the local store, or by its folder."""
+def read(name: str, spool: Path | None = None) -> tuple[dict, dict]:
+    """(columns by our names, the spaces) of a dataset by its id in the local store, or by its folder; mapped from files in `spool`, if given."""
     minari = common.need("minari", f"Reading {name}")
     folder = folder_of(name)
     if folder is None:
@@ -24,21 +26,38 @@ def read(name: str) -> tuple[dict, dict]:
     try:
         data = minari.MinariDataset(folder)
         observation_space, action_space = (spaces.from_gymnasium(s) for s in (data.observation_space, data.action_space))
-        episodes = list(data.iterate_episodes())
+        rows = _transitions(name, data, observation_space)
+        if spool is None:
+            rows = list(rows)
+            columns = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else {}
+        else:
+            columns = laid_out(rows, spool)
+    except DataError:
+        raise
     except TypeError as error:
         raise DataError(f"The Minari dataset {name} cannot be used: {error}") from error
     except (OSError, KeyError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(f"The Minari dataset {name} is cut off or damaged ({reason}); download it again.") from error
-    rows: list[dict] = []
-    for index, episode in enumerate(episodes):
+    if not columns:
+        raise DataError(f"The Minari dataset {name} is empty: it holds no transition.")
+    metadata = data.storage.metadata
+    reference = tuple(metadata[key] for key in ("ref_min_score", "ref_max_score") if metadata.get(key) is not None)
+    facts = {"name": name, "observation_space": observation_space, "action_space": action_space}
+    return columns, {**facts, "reference": tuple(map(float, reference)) if len(reference) == 2 else None}
+
+
+def _transitions(name: str, data, observation_space: spaces.Space) -> Iterator[dict]:
+    """The columns of one episode after another."""
+    first = None
+    for index, episode in enumerate(data.iterate_episodes()):
         steps = len(episode.rewards)
         observation = _known(observation_space, episode.observations)
         for path, leaf in jax.tree_util.tree_leaves_with_path(observation):
             where = f"In {name}, episode {index}, the observations{jax.tree_util.keystr(path)}"
             if len(leaf) != steps + 1:
                 raise DataError(f"{where} are {len(leaf)}, but {steps + 1}, one more than its rewards, are expected.")
-            if rows and np.shape(leaf)[1:] != _leaf(rows[0]["observation"], path).shape[1:]:
+            if first and np.shape(leaf)[1:] != _leaf(first["observation"], path).shape[1:]:
                 raise DataError(f"{where} have the shape {np.shape(leaf)[1:]}, unlike those of episode 0; spaces cannot be mixed in one dataset.")
         if steps == 0:
             continue
@@ -46,14 +65,9 @@ def read(name: str) -> tuple[dict, dict]:
         terminated, truncated = (np.asarray(x, bool).copy() for x in (episode.terminations, episode.truncations))
         truncated[-1] |= not terminated[-1]  # where the recording was stopped
         row = {"observation": before, "action": np.asarray(episode.actions), "reward": np.asarray(episode.rewards, np.float32)}
-        rows.append({**row, "next_observation": after, "terminated": terminated, "truncated": truncated})
-    if not rows:
-        raise DataError(f"The Minari dataset {name} is empty: it holds no transition.")
-    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    metadata = data.storage.metadata
-    reference = tuple(metadata[key] for key in ("ref_min_score", "ref_max_score") if metadata.get(key) is not None)
-    facts = {"name": name, "observation_space": observation_space, "action_space": action_space}
-    return columns, {**facts, "reference": tuple(map(float, reference)) if len(reference) == 2 else None}
+        row |= {"next_observation": after, "terminated": terminated, "truncated": truncated}
+        first = first or row
+        yield row
 
 
 def folder_of(name: str) -> Path | None:

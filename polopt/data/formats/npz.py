@@ -19,11 +19,11 @@ from polopt.data.formats import common
 from polopt.data.layout import NEEDED, find_columns
 
 
-def read(path: Path, columns: dict[str, str] | None) -> tuple[dict, dict]:
-    """(columns by our names, what the file says of the spaces)."""
+def read(path: Path, columns: dict[str, str] | None, spool: Path | None = None) -> tuple[dict, dict]:
+    """(columns by our names, what the file says of the spaces); mapped from files in the folder `spool`, if one is given."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:  # opened here, so that it is closed whatever is wrong with it
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: file[name] if spool is None else _unpacked(file.zip, name, spool) for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         if "pickle" in str(error):
             raise DataError(f"{path} holds Python objects, such as rows of different shapes, rather than numbers; write plain arrays.") from error
@@ -38,6 +38,10 @@ def read(path: Path, columns: dict[str, str] | None) -> tuple[dict, dict]:
         return {**found, "truncated": arrays["terminals"]}, {"notes": (note,)}
     named = find_columns(str(path), list(arrays), columns, NEEDED)
     return {name: arrays[column] for name, column in named.items()}, {}
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, spool: Path) -> np.ndarray:
+    return np.load(archive.extract(f"{name}.npy", spool), mmap_mode="r", allow_pickle=False)
 
 
 def write(dataset: Dataset, path: Path) -> None:

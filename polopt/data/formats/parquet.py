@@ -7,32 +7,56 @@ that the last frame of each episode only ends it. Episodes without `next.done` a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from polopt.data.dataset import DataError, Dataset
 from polopt.data.formats import common
+from polopt.data.formats.arrays import laid_out
 from polopt.data.layout import NEEDED, find_columns
 
 LEROBOT = "v3"
 FACTS = b"polopt"
+ROWS = 50_000  # read at once
 
 
-def read(path: Path, columns: dict[str, str] | None) -> tuple[dict, dict]:
-    """(columns by our names, what the file says of the spaces)."""
+def read(path: Path, columns: dict[str, str] | None, spool: Path | None = None) -> tuple[dict, dict]:
+    """(columns by our names, what the file says of the spaces); mapped from files in the folder `spool`, if one is given."""
     _parquet(path)
     if path.is_dir():
-        return _read_lerobot(path, columns)
-    table = _table(path)
-    present = list(table.column_names)
-    stored = (table.schema.metadata or {}).get(FACTS)
+        return _read_lerobot(path, columns, spool)
+    schema = _opened(path).schema_arrow
+    stored = (schema.metadata or {}).get(FACTS)
     if stored and not columns:
-        facts = common.known(json.loads(stored))
-        shapes = json.loads(table.schema.metadata[FACTS + b".shapes"])
-        return common.nested({name: _array(path, table, name).reshape(len(table), *shapes[name]) for name in present}), facts
-    named = find_columns(str(path), present, columns, NEEDED)
-    return {name: _array(path, table, column) for name, column in named.items()}, {}
+        shapes = json.loads(schema.metadata[FACTS + b".shapes"])
+        found = common.named(_columns([path], {name: name for name in schema.names}, spool))
+        return common.nested({name: x.reshape(len(x), *shapes[name]) for name, x in found.items()}), common.known(json.loads(stored))
+    return _columns([path], find_columns(str(path), schema.names, columns, NEEDED), spool), {}
+
+
+def _columns(files: list[Path], named: dict[str, str], spool: Path | None) -> dict:
+    """The columns of some files, one after another, by our names."""
+    if spool is not None:
+        return laid_out(_blocks(files, named), spool)
+    blocks = list(_blocks(files, named))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in named}
+
+
+def _blocks(files: list[Path], named: dict[str, str]) -> Iterator[dict]:
+    """Some rows of the columns at a time."""
+    import pyarrow
+
+    shapes: dict[str, tuple] = {}
+    for file in files:
+        opened, row = _opened(file), 0
+        try:
+            for batch in opened.iter_batches(ROWS, columns=list(dict.fromkeys(named.values()))):
+                yield {name: _array(file, batch, column, row, shapes) for name, column in named.items()}
+                row += len(batch)
+        except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
+            raise _damaged(file, error) from error
 
 
 def write(dataset: Dataset, path: Path) -> None:
@@ -47,9 +71,7 @@ def write(dataset: Dataset, path: Path) -> None:
     parquet.write_table(table.replace_schema_metadata(metadata), path)
 
 
-def _read_lerobot(path: Path, columns) -> tuple[dict, dict]:
-    import pyarrow
-
+def _read_lerobot(path: Path, columns, spool: Path | None) -> tuple[dict, dict]:
     info = json.loads((path / "meta" / "info.json").read_text())
     version = str(info.get("codebase_version", ""))
     if not version.startswith(LEROBOT):
@@ -57,41 +79,50 @@ def _read_lerobot(path: Path, columns) -> tuple[dict, dict]:
     files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
     if not files:
         raise DataError(f"{path} has no data/chunk-*/file-*.parquet; download the dataset whole.")
-    table = pyarrow.concat_tables([_table(file) for file in files], promote_options="default")
-    if "index" in table.column_names:
-        table = table.sort_by("index")
-    if info.get("total_frames") not in (None, len(table)):
-        raise DataError(f"{path} has {len(table)} frames, but its meta/info.json says {info['total_frames']}; download the dataset whole.")
-    present = list(table.column_names)
+    present = _opened(files[0]).schema_arrow.names
     named = find_columns(str(path), present, columns, ("observation", "action", "episode"))
+    found = _columns(files, named | ({"index": "index"} if "index" in present else {}), spool)
+    index = found.pop("index", None)
+    if index is not None and (np.diff(index) < 0).any():
+        if spool is not None:
+            raise DataError(f"{path} has frames that are not in the order of their index; convert it to a file first, such as an .npz.")
+        order = np.argsort(index, kind="stable")
+        found = {name: column[order] for name, column in found.items()}
+    frames = len(found["action"])
+    if info.get("total_frames") not in (None, frames):
+        raise DataError(f"{path} has {frames} frames, but its meta/info.json says {info['total_frames']}; download the dataset whole.")
     notes: tuple[str, ...] = ()
-    found = {name: _array(path, table, column) for name, column in named.items()}
     if "reward" not in found:
-        found["reward"] = np.zeros(len(table), np.float32)
+        found["reward"] = np.zeros(frames, np.float32)
         notes = ("The frames have no reward; it is taken to be 0, which only cloning can learn from.",)
     return found, {"name": path.name, "notes": notes}
 
 
-def _table(path: Path):
+def _opened(path: Path):
     import pyarrow
 
     try:
-        return _parquet(path).read_table(path)
+        return _parquet(path).ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{path} is cut off or damaged ({reason}); copy or download it again.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return DataError(f"{path} is cut off or damaged ({reason}); copy or download it again.")
 
 
 def _parquet(path):
     return common.need("pyarrow.parquet", f"Reading or writing {path}")
 
 
-def _array(path, table, column: str) -> np.ndarray:
-    values = table.column(column).combine_chunks().to_numpy(zero_copy_only=False)
+def _array(path, batch, column: str, first: int, shapes: dict[str, tuple]) -> np.ndarray:
+    """A column of a batch that begins at a row; `shapes` holds those of the first row of each column."""
+    values = batch.column(column).to_numpy(zero_copy_only=False)
     if values.dtype != object:
         return values
-    widths = {np.shape(v) for v in values}
-    if len(widths) > 1:
-        first = next(i for i, v in enumerate(values) if np.shape(v) != np.shape(values[0]))
-        raise DataError(f"In {path}, row {first}, the {column} has the shape {np.shape(values[first])}, unlike row 0 with {np.shape(values[0])}.")
-    return np.stack([np.asarray(v) for v in values])
+    expected = shapes.setdefault(column, np.shape(values[0]))
+    odd = next((i for i, value in enumerate(values) if np.shape(value) != expected), None)
+    if odd is not None:
+        raise DataError(f"In {path}, row {first + odd}, the {column} has the shape {np.shape(values[odd])}, unlike row 0 with {expected}.")
+    return np.stack([np.asarray(value) for value in values])

@@ -115,7 +115,7 @@ class MixtureOfExperts(SoftActorCritic):
         value = self.judged(each(*batch.observation, action))
         best = best_expert(value)
         share = best if self.improve == "best" else jnp.full_like(best, 1 / self.experts)
-        primary = jnp.mean(primary_loss(log_prob, value, share, self.temperature.value(learner.extra)))
+        primary = jnp.mean(primary_loss(log_prob, value, share, self.alpha(learner.extra)))
         return primary + jnp.mean(frequency_loss(jax.nn.softmax(logits), best)), jnp.sum(best * log_prob, axis=-1)
 
 

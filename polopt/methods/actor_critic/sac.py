@@ -18,7 +18,6 @@ Defaults: two layers of 256, Adam 3e-4 for all, minibatches of 256, tau .005, on
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, descend, draw,
 from polopt.loops.descent import Step
 from polopt.loops.exploration import Drawn
 from polopt.loops.off_policy import OffPolicy
+from polopt.loops.temperature import Fixed, Learned, Temperature
 from polopt.methods.registry import composition
 from polopt.policies.unit import GaussianActor, UnitPolicy
 
@@ -38,59 +38,6 @@ from polopt.policies.unit import GaussianActor, UnitPolicy
 def soft_value(value, log_prob, alpha):
     """Q - alpha log pi: what a state is worth under the policy, entropy counted."""
     return value - alpha * log_prob
-
-
-def temperature_loss(log_alpha, log_prob, target_entropy):
-    """-log(alpha) (log pi + H), averaged: alpha rises while the entropy -log pi is below H."""
-    return -jnp.mean(log_alpha * (log_prob + target_entropy))
-
-
-class Temperature(Protocol):
-    """alpha and how it moves; `init` gives (log alpha, the state of its step)."""
-
-    def init(self) -> Any: ...
-
-    def value(self, state) -> jax.Array: ...
-
-    def update(self, state, log_prob, dimensions: int, progress) -> Any: ...
-
-
-@part
-class Learned:
-    """alpha keeps the entropy at a target."""
-
-    initial: float = hyper(1.0, above=0)  # alpha before the first update
-    target_entropy: float | None = None  # H in nats; none for minus the number of action dimensions
-    step: Step = STEP
-
-    def init(self):
-        log_alpha = jnp.log(jnp.asarray(self.initial, jnp.float32))
-        return log_alpha, self.step.init(log_alpha)
-
-    def value(self, state):
-        return jnp.exp(state[0])
-
-    def update(self, state, log_prob, dimensions, progress):
-        log_alpha, optimiser = state
-        target = -float(dimensions) if self.target_entropy is None else self.target_entropy
-        gradient = jax.grad(temperature_loss)(log_alpha, jax.lax.stop_gradient(log_prob), target)
-        return self.step.update(gradient, optimiser, log_alpha, progress)
-
-
-@part
-class Fixed:
-    """alpha as given."""
-
-    alpha: float = hyper(0.2, at_least=0)  # weight of the entropy
-
-    def init(self):
-        return ()
-
-    def value(self, state):
-        return jnp.asarray(self.alpha, jnp.float32)
-
-    def update(self, state, log_prob, dimensions, progress):
-        return state
 
 
 @part
@@ -128,9 +75,12 @@ class SoftActorCritic:
         """The temperature after the actor's step, from log-probabilities of its actions."""
         return self.temperature.update(learner.extra, log_prob, math.prod(learner.actor.action_space.shape), progress)
 
+    def alpha(self, extra) -> jax.Array:
+        return self.temperature.value(extra)
+
     def heat(self, extra) -> dict[str, jax.Array]:
         """Diagnostics of the temperature."""
-        return {"temperature": self.temperature.value(extra)}
+        return {"temperature": self.alpha(extra)}
 
     def act(self, learner, inputs, key):
         return learner.actor.draw(*inputs, key)
@@ -147,7 +97,7 @@ class SoftActorCritic:
 
     def backup(self, learner, batch, value, log_prob, key):
         """y from the values of the next actions (n, critics) and their log-probabilities (n,)."""
-        return batch.reward + batch.discount * soft_value(self.least(value, key), log_prob, self.temperature.value(learner.extra))
+        return batch.reward + batch.discount * soft_value(self.least(value, key), log_prob, self.alpha(learner.extra))
 
     def least(self, value, key):
         """The smallest of the critics that count: values (n, critics) to (n,)."""
@@ -163,15 +113,20 @@ class SoftActorCritic:
         """L_pi, and log pi of the actions drawn (n,)."""
         now = draw(actor, batch.observation, key)
         value = self.judged(jax.vmap(learner.critic)(*batch.observation, now.action))
-        return -jnp.mean(soft_value(value, now.log_prob, self.temperature.value(learner.extra))), now.log_prob
+        return -jnp.mean(soft_value(value, now.log_prob, self.alpha(learner.extra))), now.log_prob
+
+    def fit(self, learner, batch, y, progress, key):
+        """(gradient of the critics for targets y, their values (n, critics), `extra` after it, diagnostics)."""
+        (loss, value), gradient = jax.value_and_grad(regress, has_aux=True)(learner.critic, batch, y)
+        return gradient, value, learner.extra, {"loss/critic": loss}
 
     def update(self, learner, batch, progress, key):
         k_target, k_actor = jax.random.split(key)
         y = self.target(learner, batch, k_target)
-        (loss, value), gradient = jax.value_and_grad(regress, has_aux=True)(learner.critic, batch, y)
+        gradient, value, extra, fitted = self.fit(learner, batch, y, progress, jax.random.fold_in(k_target, 1))
         critic, optimisers = descend(self.critic_step, gradient, learner.optimisers, "critic", learner.critic, progress)
         target_critic = polyak(learner.target_critic, critic, self.tau)
-        after = ActorCritic(learner.actor, critic, (), target_critic, learner.extra, optimisers, learner.count + 1)
+        after = ActorCritic(learner.actor, critic, (), target_critic, extra, optimisers, learner.count + 1)
 
         def move(now):
             (actor_loss, log_prob), gradient = jax.value_and_grad(self.actor_loss, has_aux=True)(now.actor, now, batch, k_actor)
@@ -190,7 +145,7 @@ class SoftActorCritic:
             seen = (after.count % self.delay == 0).astype(jnp.float32) * self.delay  # so that the mean over updates is that over the actor's
             after, actor_loss, entropy = jax.lax.cond(after.count % self.delay == 0, move, stay, after)
         metrics = {
-            "loss/critic": loss,
+            **fitted,
             "loss/actor": actor_loss * seen,
             "entropy": entropy * seen,
             "value": jnp.mean(value),

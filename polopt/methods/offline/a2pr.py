@@ -30,7 +30,7 @@ from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
 from polopt.critics.value import ValueNetwork
 from polopt.data.dataset import DataTask
-from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, descend
+from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, Hosted, descend
 from polopt.loops.descent import Step
 from polopt.loops.offline import Offline
 from polopt.methods.actor_critic.ddpg import Deterministic
@@ -91,7 +91,7 @@ class Better:
 
 
 @part
-class AdvantageGuided:
+class AdvantageGuided(Hosted):
     """TD3+BC whose actor is pulled to the better of the logged action and that of a model of the better logged actions."""
 
     host: Deterministic = Deterministic(Smoothed(), ClimbNear(Better()), critic_step=STEP, critics=2, delay=2)
@@ -101,13 +101,6 @@ class AdvantageGuided:
     model_step: Step = replace(STEP, {"learning_rate": 1e-3})
     rebuilding: float = hyper(1.0, above=0)  # w: weight of the rebuilt actions against their codes
 
-    @property
-    def discount(self):
-        return self.host.discount
-
-    def refuse(self, env) -> str | None:
-        return self.host.refuse(env)
-
     def init(self, env, key) -> ActorCritic:
         k_host, k_value, k_model = jax.random.split(key, 3)
         value = ValueNetwork(self.value_network, env.observation_space, k_value)
@@ -115,12 +108,6 @@ class AdvantageGuided:
         learner = self.host.init(env, k_host)
         optimisers = {**learner.optimisers, "value": self.value_step.init(value), "model": self.model_step.init(model)}
         return dataclasses.replace(learner, extra=Judges(value, model), optimisers=optimisers)
-
-    def act(self, learner, inputs, key):
-        return self.host.act(learner, inputs, key)
-
-    def policy(self, learner, normaliser):
-        return self.host.policy(learner, normaliser)
 
     def update(self, learner, batch, progress, key):
         k_host, k_actor, k_model = jax.random.split(key, 3)

@@ -26,20 +26,21 @@ can say: `condition` is the largest condition number of the matrices that are in
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.stats import contingency
 
 from polopt.core import spaces
 from polopt.core.parts import hyper, part
 from polopt.data.dataset import Dataset, DataTask
 from polopt.loops.windows import first_rows, outcomes
 from polopt.methods.registry import composition
-from polopt.policies.distributions import Categorical
+from polopt.policies.history_tables import HistoryPolicy, Sizes, longer
 
 LARGEST = 10_000_000  # numbers in the matrices of the last decision
 WEAKEST = 10.0  # smallest Pearson statistic by its degrees of freedom: the rule of thumb for weak instruments
@@ -53,22 +54,6 @@ class Log(NamedTuple):
     action: jax.Array
     reward: jax.Array
     weight: jax.Array
-
-
-class Sizes(NamedTuple):
-    """How many different observations and actions there are."""
-
-    observations: int
-    actions: int
-
-    def histories(self, t: int) -> int:
-        """How many histories there are before decision t, from 0."""
-        return (self.observations * self.actions) ** t
-
-
-def longer(history, observation, action, sizes: Sizes):
-    """The number of a history that goes on by an observation and an action."""
-    return (history * sizes.observations + observation) * sizes.actions + action
 
 
 def histories(log: Log, sizes: Sizes):
@@ -108,26 +93,6 @@ def bridged_value(tables, log: Log, matrices):
         bridge = jnp.einsum("haop,hap->hao", matrices[t], y)
         after = jnp.sum(bridge[h, :, seen], axis=1)
     return jnp.sum(log.weight * after) / jnp.sum(log.weight)
-
-
-class HistoryPolicy(eqx.Module):
-    """A deployed table of histories. At the proxy, and after the last decision, no action is better than another."""
-
-    tables: tuple[jax.Array, ...]
-    observation_space: spaces.Discrete = eqx.field(static=True)
-    action_space: spaces.Discrete = eqx.field(static=True)
-
-    def initial_carry(self) -> dict[str, Any]:
-        return {"step": jnp.zeros((), jnp.int32), "history": jnp.zeros((), jnp.int32)}
-
-    def act(self, carry, observation, key=None):
-        t, sizes = carry["step"] - 1, Sizes(self.observation_space.n, self.action_space.n)
-        known = jnp.stack([table[jnp.clip(carry["history"], 0, table.shape[0] - 1), observation] for table in self.tables])
-        decides = (t >= 0) & (t < len(self.tables))
-        found = Categorical(jnp.where(decides, known[jnp.clip(t, 0, len(self.tables) - 1)], 0.0))
-        action = found.mode() if key is None else found.sample(key)
-        history = jnp.where(decides, longer(carry["history"], observation, action, sizes), 0)
-        return {"step": carry["step"] + 1, "history": history.astype(jnp.int32)}, action
 
 
 class State(eqx.Module):
@@ -232,14 +197,11 @@ def uninformative(log: Log, sizes: Sizes, name: str) -> str | None:
 
 def pearson(first, second) -> float | None:
     """Pearson's chi-squared of two columns of whole numbers by its degrees of freedom; None where the second never changes."""
-    rows, columns = (np.unique(x, return_inverse=True) for x in (first, second))
-    if len(columns[0]) == 1:
+    counts = contingency.crosstab(first, second).count
+    if counts.shape[1] == 1:
         return None
-    table = np.zeros((len(rows[0]), len(columns[0])))
-    np.add.at(table, (rows[1], columns[1]), 1)
-    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
-    freedom = max(1, (table.shape[0] - 1) * (table.shape[1] - 1))
-    return float(((table - expected) ** 2 / expected).sum() / freedom)
+    found = contingency.chi2_contingency(counts, correction=False)
+    return float(found.statistic / max(1, found.dof))
 
 
 @composition

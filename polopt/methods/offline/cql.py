@@ -16,6 +16,7 @@ In a table, with a given pi, the fixed point is Q = r + gamma P V - alpha_c (pi 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Protocol
 
@@ -25,16 +26,15 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.networks import Feedforward
 from polopt.core.parts import hyper, part, replace
-from polopt.critics.action_value import ActionValue, ActionValues, Ensemble, polyak
+from polopt.critics.action_value import ActionValues, polyak
 from polopt.data.dataset import DataTask
-from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, descend, draw, needs_box, regress
+from polopt.loops.actor_critic import NETWORK, STEP, ActorCritic, descend, draw, regress
 from polopt.loops.descent import Step
 from polopt.loops.offline import Offline
 from polopt.methods.actor_critic.dqn import GreedyPolicy, backup, greedy
-from polopt.methods.actor_critic.sac import Learned, Temperature, soft_value
+from polopt.methods.actor_critic.sac import SoftActorCritic
 from polopt.methods.registry import composition
 from polopt.objectives import values
-from polopt.policies.unit import GaussianActor, UnitPolicy
 
 
 def conservative_gap(log_integral, value):
@@ -95,45 +95,33 @@ class Lagrange:
 
 
 @part
-class Conservative:
-    """SAC's actor and temperature with conservative critics, for actions of a box."""
+class Conservative(SoftActorCritic):
+    """SAC with conservative critics, for actions of a box; alpha and alpha_c lie beside each other in `extra`."""
 
     weight: Weight = Constant()
-    temperature: Temperature = Learned()
-    actor_network: Feedforward = NETWORK
-    critic_network: Feedforward = NETWORK
     actor_step: Step = replace(STEP, {"learning_rate": 1e-4})
-    critic_step: Step = STEP
-    critics: int = hyper(2, at_least=1)  # critics in the ensemble; the smallest of their values counts
     samples: int = hyper(10, at_least=1)  # actions drawn of each kind for the integral
     entropy_in_target: bool = False  # count the entropy in the targets, as SAC does
-    discount: float = hyper(0.99, at_least=0, at_most=1)  # gamma
-    tau: float = hyper(0.005, above=0, at_most=1)  # share of the online critics that the targets take in an update
 
     def refuse(self, env) -> str | None:
-        reason = needs_box(env)
+        reason = super().refuse(env)
         return reason and reason.replace("cql", "cql:discrete")
 
     def init(self, env, key) -> ActorCritic:
-        k_actor, k_critic = jax.random.split(key)
-        actor = GaussianActor(self.actor_network, env.observation_space, env.action_space, k_actor)
-        critic = Ensemble(lambda k: ActionValue(self.critic_network, env.observation_space, env.action_space, k), self.critics, k_critic)
-        optimisers = {"actor": self.actor_step.init(actor), "critic": self.critic_step.init(critic)}
-        return ActorCritic(actor, critic, (), critic, (self.temperature.init(), self.weight.init()), optimisers, jnp.zeros((), jnp.int32))
+        learner = super().init(env, key)
+        return dataclasses.replace(learner, extra=(learner.extra, self.weight.init()))
 
-    def act(self, learner, inputs, key):
-        return learner.actor.draw(*inputs, key)
+    def alpha(self, extra):
+        return super().alpha(extra[0])
 
-    def policy(self, learner, normaliser):
-        return UnitPolicy(learner.actor, normaliser)
+    def heated(self, learner, log_prob, progress):
+        temperature = super().heated(dataclasses.replace(learner, extra=learner.extra[0]), log_prob, progress)
+        return temperature, learner.extra[1]
 
-    def target(self, learner, batch, key):
-        """y for each transition (n,)."""
-        after = draw(learner.actor, batch.next_observation, key)
-        value = jnp.min(jax.vmap(learner.target_critic)(*batch.next_observation, after.action), axis=1)
+    def backup(self, learner, batch, value, log_prob, key):
         if self.entropy_in_target:
-            value = soft_value(value, after.log_prob, self.temperature.value(learner.extra[0]))
-        return batch.reward + batch.discount * value
+            return super().backup(learner, batch, value, log_prob, key)
+        return batch.reward + batch.discount * self.least(value, key)
 
     def proposals(self, actor, batch, key):
         """Actions (3 samples, n, ...) to estimate the integral with, and their log-densities (3 samples, n)."""
@@ -150,12 +138,10 @@ class Conservative:
         following, log_next = drawn(batch.next_observation, k_next)
         return jax.lax.stop_gradient((jnp.concatenate([uniform, now, following]), jnp.concatenate([flat, log_now, log_next])))
 
-    def update(self, learner, batch, progress, key):
-        k_target, k_proposals, k_actor = jax.random.split(key, 3)
-        y = self.target(learner, batch, k_target)
-        actions, log_density = self.proposals(learner.actor, batch, k_proposals)
-        temperature, weight_state = learner.extra
-        weight = self.weight.value(weight_state)
+    def fit(self, learner, batch, y, progress, key):
+        actions, log_density = self.proposals(learner.actor, batch, key)
+        temperature, state = learner.extra
+        weight = self.weight.value(state)
 
         def critic_loss(critic):
             bellman, value = regress(critic, batch, y)
@@ -164,22 +150,8 @@ class Conservative:
             return bellman + weight * jnp.sum(gap), (bellman, value, gap)
 
         (_, (loss, value, gap)), gradient = jax.value_and_grad(critic_loss, has_aux=True)(learner.critic)
-        critic, optimisers = descend(self.critic_step, gradient, learner.optimisers, "critic", learner.critic, progress)
-        weight_state = self.weight.update(weight_state, gap, progress)
-
-        def actor_loss(actor):
-            now = draw(actor, batch.observation, k_actor)
-            q = jnp.min(jax.vmap(critic)(*batch.observation, now.action), axis=1)
-            return -jnp.mean(soft_value(q, now.log_prob, self.temperature.value(temperature))), now.log_prob
-
-        (policy_loss, log_prob), gradient = jax.value_and_grad(actor_loss, has_aux=True)(learner.actor)
-        actor, optimisers = descend(self.actor_step, gradient, optimisers, "actor", learner.actor, progress)
-        temperature = self.temperature.update(temperature, log_prob, math.prod(learner.actor.action_space.shape), progress)
-
-        slow = polyak(learner.target_critic, critic, self.tau)
-        learner = ActorCritic(actor, critic, (), slow, (temperature, weight_state), optimisers, learner.count + 1)
-        metrics = {"loss/critic": loss, "loss/actor": policy_loss, "gap": jnp.mean(gap), "weight": weight, "value": jnp.mean(value)}
-        return learner, y - value[:, 0], metrics
+        extra = temperature, self.weight.update(state, gap, progress)
+        return gradient, value, extra, {"loss/critic": loss, "gap": jnp.mean(gap), "weight": weight}
 
 
 @part
@@ -235,7 +207,7 @@ def cql(task: DataTask | None = None) -> Offline:
 @composition
 def lagrange(task: DataTask | None = None) -> Offline:
     """CQL(H) for actions of a box, with a learnt weight."""
-    return Offline(Conservative(Lagrange()))
+    return Offline(Conservative(weight=Lagrange()))
 
 
 @composition

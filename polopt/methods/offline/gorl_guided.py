@@ -36,7 +36,7 @@ from polopt.core.networks import Feedforward, Linear, Torso
 from polopt.core.parts import hyper, part, replace
 from polopt.data import files
 from polopt.data.dataset import DataTask
-from polopt.loops.actor_critic import STEP, ActorCritic, descend
+from polopt.loops.actor_critic import STEP, ActorCritic, Hosted, descend
 from polopt.loops.descent import Step
 from polopt.loops.offline import Offline, State
 from polopt.loops.windows import episode_outcomes
@@ -96,7 +96,7 @@ def guide_loss(network, actor, losses, guidance: Guidance, rate, cap):
 
 
 @part
-class Guided:
+class Guided(Hosted):
     """TD3+BC whose constraint is weighed by a guide."""
 
     host: Deterministic = Deterministic(Smoothed(), ClimbNear(), critic_step=STEP, critics=2, delay=2)
@@ -105,24 +105,11 @@ class Guided:
     trial_rate: float = hyper(1e-2, above=0)  # beta: size of the trial step
     cap: float = hyper(10.0, above=1)  # largest weight; 1 is the host's
 
-    @property
-    def discount(self):
-        return self.host.discount
-
-    def refuse(self, env) -> str | None:
-        return self.host.refuse(env)
-
     def init(self, env, key) -> ActorCritic:
         k_host, k_guide = jax.random.split(key)
         learner, network = self.host.init(env, k_host), GuideNetwork(self.guide_network, k_guide)
         optimisers = {**learner.optimisers, "guide": self.guide_step.init(network)}
         return dataclasses.replace(learner, extra=Guidance(network, (), ()), optimisers=optimisers)
-
-    def act(self, learner, inputs, key):
-        return self.host.act(learner, inputs, key)
-
-    def policy(self, learner, normaliser):
-        return self.host.policy(learner, normaliser)
 
     def update(self, learner, batch, progress, key):
         first = learner.critic.members[0]

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from polopt.core import spaces
 from polopt.core.networks import Feedforward, Linear
 from polopt.core.parts import hyper, part, replace
-from polopt.critics.quantile import QuantileNetwork, midpoints, quantile_regression
-from polopt.critics.value import ValueNetwork
+from polopt.critics.distilled import Distilled
+from polopt.critics.quantile import QuantileNetwork, quantile_regression
 from polopt.data.replay import Replay, Ring, Steps, Transitions
 from polopt.envs.task import ControlTask
 from polopt.loops.actor_critic import STEP
@@ -54,36 +54,6 @@ class Recorded(Itself):
 
     def recall(self, loop, state, memory, rollout):
         return memory, rollout, rollout
-
-
-class Distilled(eqx.Module):
-    """V_psi(s), in the place of a value network; `reader` is q_phi's quantile network and policy, constants here."""
-
-    value: ValueNetwork
-    inner: Linear
-    outer: Linear
-    reader: tuple[QuantileNetwork, Actor]
-
-    @property
-    def torso(self):
-        return self.value.torso
-
-    def __call__(self, carry, vector, pictures):
-        _, value = self.value((), vector, pictures)
-        return carry, self.mixed(value * self.read(vector, pictures))
-
-    def read(self, vector, pictures):
-        """q_phi(s), (N,)."""
-        network, actor = jax.lax.stop_gradient(self.reader)
-        distribution = actor((), vector, pictures)[1]
-        discrete = isinstance(actor.action_space, spaces.Discrete)
-        features = network.features(vector if discrete else jnp.concatenate([vector, distribution.mode().ravel()]), pictures)
-        per_action = jax.vmap(lambda tau: network.quantiles(features, tau))(midpoints(self.inner.weight.shape[0]))
-        return per_action @ jax.nn.softmax(distribution.logits) if discrete else per_action[:, 0]
-
-    def mixed(self, product):
-        """f_psi: the mean, corrected by a network."""
-        return jnp.mean(product) + self.outer(jax.nn.relu(self.inner(product)))[0]
 
 
 class Quantiles(eqx.Module):

@@ -39,8 +39,9 @@ from polopt.loops.exploration import Drawn, GaussianNoise
 from polopt.loops.memory import Notes
 from polopt.loops.noting import NotingOffPolicy
 from polopt.loops.on_policy import OnPolicy
+from polopt.loops.temperature import Learned, Temperature
 from polopt.methods.actor_critic.ddpg import Deterministic
-from polopt.methods.actor_critic.sac import Learned, SoftActorCritic, Temperature
+from polopt.methods.actor_critic.sac import SoftActorCritic
 from polopt.methods.actor_critic.td3 import Smoothed
 from polopt.methods.policy_gradient.ppo import ppo
 from polopt.methods.registry import composition

@@ -16,8 +16,9 @@ from polopt.data.replay import Transitions
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.loops.incremental import Transition
+from polopt.loops.temperature import Fixed
 from polopt.methods.actor_critic.avg import ReturnScale, avg, return_variance
-from polopt.methods.actor_critic.sac import Fixed, SoftActorCritic
+from polopt.methods.actor_critic.sac import SoftActorCritic
 from polopt.policies.distributions import SquashedGaussian
 from tests.methods.reasoning.identities import agree
 

@@ -10,7 +10,7 @@ import pytest
 from polopt.core import parts
 from polopt.data.replay import Transitions
 from polopt.loops.actor_critic import draw
-from polopt.methods.actor_critic.sac import Fixed, Learned, temperature_loss
+from polopt.loops.temperature import Fixed, Learned, temperature_loss
 from polopt.methods.policy_gradient.mdpo import SoftMirrorDescent, q_logarithm, soft_mirror_loss
 from tests.methods.actor_critic.test_ddpg import learner_and_batch
 

@@ -15,13 +15,13 @@ from polopt.data.dataset import DataTask
 from polopt.methods.offline.confounded_pomdp import (
     BridgeAscent,
     Log,
-    Sizes,
     bridge_matrices,
     bridge_matrix,
     bridged_value,
     confounded_pomdp,
     histories,
 )
+from polopt.policies.history_tables import Sizes
 from polopt.run.run import fit
 from tests.methods.offline.helpers import logged
 

@@ -17,7 +17,8 @@ from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.make import make
 from polopt.envs.probes import PROBES
 from polopt.envs.task import ControlTask
-from polopt.methods.policy_gradient.apg import Adaptation, FromRun, Gain, ResidualActor, apg, guard
+from polopt.methods.policy_gradient.apg import Adaptation, apg, guard
+from polopt.policies.residual import FromRun, Gain, ResidualActor
 
 SYSTEM = lqr.double_integrator()
 BEST = np.asarray(lqr.riccati(SYSTEM).gain, np.float64)

@@ -13,11 +13,12 @@ import pytest
 from polopt.core import parts
 from polopt.core.networks import Feedforward
 from polopt.core.spaces import Box, Discrete
+from polopt.critics.distilled import Distilled
 from polopt.critics.quantile import QuantileNetwork, midpoints, quantile_regression
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.methods import registry
-from polopt.methods.policy_gradient.pg_rainbow import Distilled, quantiles_of, recorded
+from polopt.methods.policy_gradient.pg_rainbow import quantiles_of, recorded
 from polopt.optim.adam import Adam
 
 HIDDEN = {f"{name}.hidden": (8,) for name in ("ppo.network", "ppo.critic_network", "quantile_network")}
