@@ -1,4 +1,8 @@
-"""Dichotomy of Control: told a latent that holds no luck, a policy plays the better arm; told the best return, it plays what the log prefers."""
+"""Dichotomy of Control: told a latent that holds no luck, a policy plays the better arm; told the best return, it plays what the log prefers.
+
+The same policy with beta = 0 does as well here: what is encoded to foretell the action says nothing of the reward by itself. The check is of what
+the constraint leaves, not of what it takes away.
+"""
 
 from __future__ import annotations
 
