@@ -145,7 +145,7 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
     example = _with_batch(_example(policy), *jax.export.symbolic_shape("batch"))
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes that onnxruntime works out by itself
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
     try:
         # Traced before conversion: jax2onnx puts its own functions in the place of jax.numpy's, and some of those go wrong under vmap.
         program = jax.make_jaxpr(_batched(policy))(*example)
@@ -167,7 +167,11 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
 
     def run(*arguments):
         flat = [np.asarray(leaf) for leaf in jax.tree.leaves(arguments)]
-        return jax.tree.unflatten(result, session.run(None, dict(zip([tensor.name for tensor in inputs], flat))))
+        try:
+            found = session.run(None, dict(zip([tensor.name for tensor in inputs], flat)))
+        except Exception as error:  # such as of a policy that takes a gradient: jax2onnx loses the size of the batch in it
+            raise ExportError(f"The policy in ONNX does not run in onnxruntime ({_line(error)}); try stablehlo or safetensors.") from error
+        return jax.tree.unflatten(result, found)
 
     return content, run
 
