@@ -145,7 +145,7 @@ def _to_onnx(policy) -> tuple[bytes, Callable]:
     example = _with_batch(_example(policy), *jax.export.symbolic_shape("batch"))
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes that onnxruntime works out by itself
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
     try:
         # Traced before conversion: jax2onnx puts its own functions in the place of jax.numpy's, and some of those go wrong under vmap.
         program = jax.make_jaxpr(_batched(policy))(*example)

@@ -209,6 +209,20 @@ def test_jax_numpy_is_left_as_it_was(tmp_path):
     assert all(vars(jnp)[name] is value for name, value in before.items())
 
 
+def test_a_graph_that_does_not_run_is_told(tmp_path, monkeypatch):
+    class Session:
+        def __init__(self, *given, **options):
+            pass
+
+        def run(self, *given):
+            raise RuntimeError("invalid expand shape\nin a node")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(ExportError, match=r"does not run in onnxruntime \(RuntimeError: invalid expand shape\); try stablehlo"):
+        export(build(), tmp_path / "policy", "onnx")
+    assert not any(tmp_path.iterdir())
+
+
 def test_unknown_formats_and_places_are_told(tmp_path):
     with pytest.raises(ExportError, match="'pickle', but it must be one of onnx, stablehlo, safetensors"):
         export(build(), tmp_path / "policy", "pickle")
