@@ -103,5 +103,5 @@ CLAIM = Claim(
         Check(BROKEN, "DoC", below=0.06),
         Check(BROKEN, "DT", above=0.5),
     ),
-    seconds=60,
+    seconds=120,
 )
