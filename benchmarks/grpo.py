@@ -28,6 +28,7 @@ from polopt.data.tasks import make_language_task
 from polopt.loops.language import NoPenalty
 from polopt.methods.reasoning.grpo import grpo
 from polopt.policies.language.transformer import Transformer, parameters, tiny
+from polopt.run.huge_pages import start_again
 from polopt.run.language import save_model
 
 PEER = Path(__file__).parent / "peers" / "trl_grpo.py"
@@ -85,6 +86,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trl", default=os.environ.get("POLOPT_PEER_TRL"), help="TRL's interpreter; without one only our side is timed")
     options = parser.parse_args()
+    start_again()  # with memory in huge pages, as the command line does; whatever is started from here has them, too
     task, rate = posed(), product_rate()
     print(f"{machine(rate)}, {parameters(task.model)} parameters")
     for prompts, completions in ((8, 8), (64, 8)):

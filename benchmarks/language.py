@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from polopt.policies.language.sampling import generate
 from polopt.policies.language.scoring import token_scores
 from polopt.policies.language.transformer import Transformer, parameters, tiny
+from polopt.run.huge_pages import start_again
 
 VOCABULARY, PROMPT = 32, 12
 
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--length", type=int, default=32, help="tokens a completion")
     parser.add_argument("--repeats", type=int, default=8, help="completions a prompt")
     options = parser.parse_args()
+    start_again()  # with memory in huge pages, as the command line does; whatever is started from here has them, too
     policy = Transformer.random(tiny(VOCABULARY), jax.random.key(0))
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {parameters(policy)} parameters, {options.rows} x {options.length} tokens")
     prompts = jax.random.randint(jax.random.key(1), (options.rows // options.repeats, PROMPT), 0, VOCABULARY)

@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from polopt.run.huge_pages import start_again
+
 HERE = Path(__file__).parent
 
 SETTINGS = {
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--sb3", default=os.environ.get("POLOPT_PEER_SB3"), help="Stable-Baselines3's interpreter")
     parser.add_argument("--out", type=Path, help="write every run's line of JSON here too")
     options = parser.parse_args()
+    start_again()  # with memory in huge pages, as the command line does; the peers have them, too
     changes, trainers = CASES[options.case]
     settings = changed(SETTINGS | changes, options.set)
     interpreters = {"polopt": sys.executable, "rejax": options.rejax, "sb3": options.sb3}

@@ -26,6 +26,7 @@ from polopt.core import parts, spaces
 from polopt.data.dataset import Dataset, DataTask
 from polopt.loops.offline import Offline
 from polopt.methods import registry
+from polopt.run.huge_pages import start_again
 
 PEERS = Path(__file__).parent / "peers"
 SIZES = {"rows": 100_000, "observations": 17, "actions": 6, "batch": 256, "hidden": 256, "updates": 1000, "warm": 100}
@@ -96,6 +97,7 @@ def main():
     parser.add_argument("--sb3", default=os.environ.get("POLOPT_PEER_SB3"))
     parser.add_argument("--d3rlpy", default=os.environ.get("POLOPT_PEER_D3RLPY"))
     options = parser.parse_args()
+    start_again()  # with memory in huge pages, as the command line does; the peers have them, too
     interpreters = {"sb3": options.sb3, "sbx": options.sb3, "d3rlpy": options.d3rlpy}
     product = product_rate()
     print(machine(product))

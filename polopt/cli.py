@@ -32,9 +32,14 @@ Learn policies, and see how good they are.
 
 EXIT_MISTAKE = 2  # the user's
 EXIT_FAILED = 1  # the run's
+COMPUTING = ("train", "resume", "evaluate", "compare", "data", "verify")  # commands that are worth a start with other memory
 
 
 def main(argv: list[str] | None = None) -> int:
+    if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        from polopt.run.huge_pages import start_again
+
+        start_again()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import polopt
 from polopt.cli import COMMANDS, _train_options
 from polopt.interop.export import load_safetensors, load_stablehlo
+from polopt.run.huge_pages import would_help
 from polopt.run.training import Training
 from tests.runs import copy_of, digests, finished, lines, one_sentence, options, polopt_says, signal_after
 
@@ -349,3 +351,32 @@ def test_stopped_before_anything_is_saved_the_run_starts_anew(capsys, tmp_path):
     code, out, err = polopt_says(capsys, "resume", run)
     assert (code, err) == (0, "") and "There is no checkpoint yet: the run starts from its beginning.\n" in out
     assert digests(run) == before
+
+
+# -- memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_huge_pages_are_asked_for_where_that_helps(tmp_path):
+    offered = tmp_path / "enabled"
+    offered.write_text("always [madvise] never")
+    new_enough = os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc 2.") and int(os.confstr("CS_GNU_LIBC_VERSION").split(".")[1]) >= 35
+    assert would_help({}, offered) == new_enough
+    assert not would_help({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, offered)
+    for setting in ("[always] madvise never", "always madvise [never]"):
+        offered.write_text(setting)
+        assert not would_help({}, offered)
+    assert not would_help({}, tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not would_help({}), reason="this machine gives no huge pages to who asks")
+@pytest.mark.parametrize("command, asked", [("verify no_such_method", True), ("show no_such_method", False)])
+def test_the_command_line_starts_again_with_huge_pages(command, asked, tmp_path):
+    """Once, as the same process with the same words, and only where something is computed."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nprint(os.getpid(), os.environ.get('GLIBC_TUNABLES'))\n")
+    free = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "polopt.cli", *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, env=free, cwd=Path(polopt.__file__).parents[1])
+    starts = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 2 and "no_such_method" in done.stderr
+    assert [pages for _, pages in starts] == ["None", "glibc.malloc.hugetlb=1"][: 1 + asked]
+    assert len({process for process, _ in starts}) == 1
