@@ -139,7 +139,8 @@ def _row(s: Standing) -> tuple[str, ...]:
         return name, _badge(s), "–", "–"
     check = deciding(s.stored)
     others = f' <span class="quiet">(one of {len(s.stored["checks"])})</span>' if len(s.stored["checks"]) > 1 else ""
-    return name, _badge(s), f"{escape(check['name'])}, {escape(check['expected'])}{others}", f"<span>{_bar(check)}<br>{escape(_effect(check))}</span>"
+    decides = f"<span>{escape(check['name'])}, {escape(check['expected'])}{others}</span>"
+    return name, _badge(s), decides, f"<span>{_bar(check)}<br>{escape(_effect(check))}</span>"
 
 
 def _badge(s: Standing) -> str:
