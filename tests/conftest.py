@@ -4,7 +4,6 @@ The environment is set before anything imports JAX, and processes that tests sta
 """
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,18 +30,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402 - the environment comes first
 
+from tests import memory  # noqa: E402
+
 # Annotations of these rooms are checked at every call; the others speak in protocols, which cannot be checked at run time.
 install_import_hook(["polopt.core", "polopt.critics", "polopt.optim", "polopt.interop"], "beartype.beartype")
 
 
-# Linux lets a process map 65,530 pieces of memory, and each compiled program takes some.
-MOST_PIECES = 20_000
-
-
 @pytest.fixture(autouse=True)
 def forget_programs():
-    """Compiled programs are let go before a process may map no more memory: it would be ended without a word."""
     yield
-    maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_PIECES:
-        sys.modules["jax"].clear_caches()
+    memory.let_go()

@@ -39,7 +39,7 @@ class Cut:
         paid = jnp.where(t < self.length, action * self._factor(t) / 8, self.behind)
         end = t + 1 == self.length
         seen = self._show(t + 1)
-        return t + 1, Timestep(seen, seen, paid, paid[:, None], end & self.terminates, end & (not self.terminates))
+        return t + 1, Timestep(seen, seen, paid, paid[:, None], end & self.terminates, end & jnp.logical_not(self.terminates))
 
     def _factor(self, t):
         return jnp.where(t + 1 == self.length, self.last, 1.0)

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import traceback
 
+from tests import memory
+
 AFTER = 3  # chunks
 
 
@@ -80,8 +82,6 @@ def _interrupted_fit(method: str, given: dict) -> str:
 
 def _serve() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what a run prints is no answer
-    import jax
-
     functions = {"advanced": _advanced, "interrupted_fit": _interrupted_fit}
     for line in sys.stdin:
         function, *given = ast.literal_eval(line)
@@ -90,7 +90,7 @@ def _serve() -> None:
             found = functions[function](*given)
         except Exception:
             wrong = traceback.format_exc()
-        jax.clear_caches()
+        memory.let_go()
         print(repr((found, wrong)), file=answers, flush=True)
 
 

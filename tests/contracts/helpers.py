@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from polopt.core import parts
 from polopt.data.dataset import DataTask
 from polopt.data.language import LanguageTask
 from polopt.data.preferences import PreferenceTask
+from polopt.envs.jax_env import JaxEnvironment
 from polopt.envs.make import make
 from polopt.envs.task import ControlTask
 from polopt.loops.episodes import Episodes
@@ -20,6 +22,7 @@ from polopt.loops.reward_model import RewardModelling
 from polopt.methods import registry
 from polopt.run.collect import collect
 from tests.contracts import wording
+from tests.contracts.ends import Ends
 
 # By the end of a field's dotted name.
 SMALL = {
@@ -112,75 +115,74 @@ NAMES = [name for entry in registry.entries() for name in registry.compositions(
 # Without values, returns end with the episode, however it ends.
 WHOLE_EPISODES = [name for name in NAMES if isinstance(registry.load(name)(None), Episodes)] + ["improper_rl:gradient_free"]
 WITHOUT_VALUES = [name for name in NAMES if not getattr(registry.load(name)(None), "critic", True)]
-COSTLY, PROXIED = (Path(__file__).with_name(name) for name in ("costly.py", "proxied.py"))
-
-
-def spoken_for(name: str, by: list[str] | None = None) -> None:
-    """Skip the slowest tests of a method whose loop and state are built as those of an earlier one: what they test of one they have tested of
-    the other. `by` says which ones may speak for it, by default all."""
-    first = _built_alike(_structure(name))[0]
-    if first != name and (by is None or first in by):
-        pytest.skip(f"loop and state of {name} are built as those of {first}")
+ENDS, PROXIED = "tests.contracts.ends", Path(__file__).with_name("proxied.py")
 
 
 def spoken_for_by_its_kind(name: str) -> None:
-    """Skip what is tested of a run, its files and its process with one method of each kind."""
-    first = next(other for other in NAMES if type(registry.load(other)(None)) is type(registry.load(name)(None)) and takes(other) is takes(name))
-    if first != name:
-        pytest.skip(f"{name} is of the kind of {first}")
+    """Skip what is tested of a run, its files and its process with the smallest method of each kind."""
+    _spoken_for(name, _kind)
 
 
 def spoken_for_by_its_loop(name: str) -> None:
-    """Skip what is tested of a loop with one of its methods."""
-    first = next(other for other in NAMES if _loop(other) == _loop(name))
-    if first != name:
-        pytest.skip(f"{name} is of the loop of {first}")
+    """Skip what is tested of a loop with the smallest of its methods."""
+    _spoken_for(name, _loop)
 
 
+def _spoken_for(name: str, likeness) -> None:
+    speaker = min((other for other in NAMES if likeness(other) == likeness(name)), key=_size)
+    if speaker != name:
+        pytest.skip(f"{speaker} speaks for {name}")
+
+
+@functools.cache
+def _kind(name: str):
+    return type(registry.load(name)(None)), takes(name)
+
+
+@functools.cache
 def _loop(name: str):
     method = registry.load(name)(None)
     return type(method), *(type(getattr(method, slot, None)) for slot in ("rule", "improver", "sampler", "source", "fit"))
 
 
-def _built_alike(structure) -> list[str]:
-    return [name for name in NAMES if _structure(name) == structure]
+@functools.cache
+def _size(name: str) -> int:
+    return len(parts.fields(registry.load(name)(None)))
+
+
+def spoken_for_fields(name: str) -> set[str]:
+    """The fields of parts that an earlier method of the same loop has too, with the same choices: they act there, so they act here."""
+    earlier = [_parts_of(other) for other in NAMES[: NAMES.index(name)] if _loop(other) == _loop(name)]
+    return {field for path, own in _parts_of(name).items() if any(path in other and other[path] == own for other in earlier) for field in own[1]}
 
 
 @functools.cache
-def _structure(name: str):
-    on = home(name)
-    method = small(name, on)
-    state = jax.eval_shape(lambda k: method.init(on, k), jax.random.key(0))
-    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
-    return type(method), on.name if writes(name) else on.env.name, str(jax.tree.structure(state)), str(shapes)
-
-
-def spoken_for_by_its_policy(name: str, env: str) -> None:
-    """Skip what is tested of a deployed policy where an earlier method deploys one of the same structure."""
-    first = next(other for other in NAMES if suits(other, env) and _deployed(other, env) == _deployed(name, env))
-    if first != name:
-        pytest.skip(f"the policy of {name} is built as that of {first}")
-
-
-@functools.cache
-def _deployed(name: str, env: str):
-    on = bearing(name, env)
-    method = small(name, on)
-    policy = jax.eval_shape(lambda k: method.policy(method.init(on, k)), jax.random.key(0))
-    return str(jax.tree.structure(policy)), str([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(policy)])
+def _parts_of(name: str):
+    """By dotted name, each part's type, the names of its fields, and those that are no numbers with their values."""
+    found: dict = {}
+    method = registry.load(name)(None)
+    for field, value in parts.fields(method).items():
+        path = field.rpartition(".")[0]
+        owner = functools.reduce(getattr, path.split("."), method) if path else method
+        _, names, choices = found.setdefault(path, (type(owner), [], []))
+        names.append(field)
+        if not isinstance(value, float):
+            choices.append((field, value))
+    return found
 
 
 @functools.cache
-def task(env: str = "probe:action", steps: int = 320) -> ControlTask:
+def task(env: str = f"{ENDS}:credit", steps: int = 320) -> ControlTask:
     return ControlTask(make(env), steps)
 
 
 @functools.cache
-def logged(env: str = "probe:action", steps: int = 320) -> DataTask:
+def logged(env: str = f"{ENDS}:credit", steps: int = 320) -> DataTask:
     """What random actions in an environment have left."""
     return DataTask(collect("random", env, steps=96).on_device(), steps, make(env))
 
 
+@functools.cache
 def takes(name: str) -> type:
     """The kind of task that a method takes."""
     return registry.load(name)(None).takes
@@ -202,31 +204,31 @@ def written_for(name: str) -> LanguageTask | PreferenceTask:
 
 
 @functools.cache
-def bearing(name: str, env: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
-    """A probe, its twin that bears a cost where the method asks for costs, or data from it where the method learns from data.
+def bearing(name: str, form: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
+    """The environment of that form in `ends.py`, its twin that bears a cost where the method asks for costs, or data from it where the method
+    learns from data: of an environment that shows a proxy first where the method asks for one.
 
-    Data of environments that show a proxy first where the method asks for one.
-    For a method of language models a task of theirs, whatever the probe.
+    For a method of language models a task of theirs, whatever the form.
     """
     if writes(name):
         return written_for(name)
-    on = logged(env) if learns_from_data(name) else task(env)
-    reason, twin = registry.load(name)(on).refuse(on) or "", env.removeprefix("probe:").replace("-", "_")
+    on = logged(f"{ENDS}:{form}") if learns_from_data(name) else task(f"{ENDS}:{form}")
+    reason = registry.load(name)(on).refuse(on) or ""
     if learns_from_data(name):
-        return logged(f"{PROXIED}:{twin}") if "proxy" in reason else on
-    return task(f"{COSTLY}:{twin}") if "costs" in reason else on
+        return logged(f"{PROXIED}:{form}") if "proxy" in reason else on
+    return task(f"{ENDS}:costly_{form}") if "costs" in reason else on
 
 
 @functools.cache
-def suits(name: str, env: str) -> bool:
-    """Whether a method takes a probe."""
-    on = bearing(name, env)
-    return not writes(name) and registry.load(name)(on).refuse(on) is None
+def forms(name: str) -> list[str]:
+    """The forms that a method takes."""
+    known = ("credit", "credit_continuous")
+    return [form for form in known if not writes(name) and registry.load(name)(bearing(name, form)).refuse(bearing(name, form)) is None]
 
 
-def home(name: str, probe: str = "action") -> ControlTask | DataTask | LanguageTask | PreferenceTask:
-    """A probe in the form that a method takes: the discrete one if it can. A method of language models has one home."""
-    return bearing(name, f"probe:{probe}" if suits(name, "probe:action") else f"probe:{probe}-continuous")
+def home(name: str) -> ControlTask | DataTask | LanguageTask | PreferenceTask:
+    """What a method learns from in these tests: the discrete form if it can. A method of language models has one home."""
+    return bearing(name, next(iter(forms(name)), ""))
 
 
 def ending(known, end: str) -> list[str]:
@@ -251,25 +253,32 @@ def steady(name: str, on, sizes=SMALL):
 _compiled: dict = {}
 
 
-def _program(kind: str, method, on, function):
-    """Compiled once for every seed, number of iterations and value of the float fields."""
-    return _compiled.setdefault((kind, id(on), jax.tree.structure(method)), jax.jit(function))
+def advanced(method, on, state, iterations: int, **changes):
+    """The state after some more iterations, by a program compiled once for every state, number of iterations, value of the float fields, and
+    of what `changes` says of the environment: of one of `ends.py` always how its episodes end."""
+    if isinstance(on, ControlTask) and isinstance(getattr(on.env, "dynamics", None), Ends):
+        changes = {"terminates": True, **changes}
+
+    def program(method, first, iterations, changes):
+        at = changed(on, **changes)
+        return jax.lax.fori_loop(0, iterations, lambda _, state: method.step(at, state)[0], first)
+
+    key = id(on), jax.tree.structure(method), tuple(changes)
+    return _compiled.setdefault(key, jax.jit(program))(method, state, iterations, changes)
 
 
-def begun(method, on, seed: int = 0):
-    """The first state."""
-    return _program("init", method, on, lambda m, key: m.init(on, key))(method, jax.random.key(seed))
+def changed(on, **changes):
+    """The same task in an environment some fields of which have other values."""
+    if not changes:
+        return on
+    inside = isinstance(on.env, JaxEnvironment)
+    env = JaxEnvironment(on.env.name, dataclasses.replace(on.env.dynamics, **changes)) if inside else dataclasses.replace(on.env, **changes)
+    return dataclasses.replace(on, env=env)
 
 
-def advanced(method, on, state, iterations: int):
-    """The state after some more iterations."""
-    program = _program("step", method, on, lambda m, first, n: jax.lax.fori_loop(0, n, lambda _, state: m.step(on, state)[0], first))
-    return program(method, state, iterations)
-
-
-def run(method, on, seed: int = 0, iterations: int = 3):
-    """The state after some iterations."""
-    return advanced(method, on, begun(method, on, seed), iterations)
+def run(method, on, seed: int = 0, iterations: int = 3, **changes):
+    """The state after some iterations. The first one is made without a compiled program: most of its operations are those of other methods."""
+    return advanced(method, on, method.init(changed(on, **changes), jax.random.key(seed)), iterations, **changes)
 
 
 def arrays(tree) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Environments whose first observation is a proxy, from before the decisions. `tests/contracts/proxied.py:action` names one for `make`."""
+"""Environments whose first observation is a proxy, from before the decisions. `tests/contracts/proxied.py:credit` names one for `make`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class Proxied:
         return (t + 1, coin), coin, paid, jnp.zeros((0,)), last & self.terminates, last & (not self.terminates)
 
 
-action = Proxied
-action_continuous = functools.partial(Proxied, continuous=True)
 credit = functools.partial(Proxied, 2)
-truncation = functools.partial(Proxied, 2, terminates=False)
-termination = functools.partial(Proxied, 2)
+credit_continuous = functools.partial(Proxied, 2, continuous=True)
+cut = functools.partial(Proxied, 2, terminates=False)
+cut_continuous = functools.partial(Proxied, 2, terminates=False, continuous=True)
