@@ -31,9 +31,11 @@ demo: setup
 	@rm -rf $(DEMO)
 	$(BIN)/polopt train ppo --env CartPole-v1 --seeds 5 --steps 500000 --out $(DEMO)
 
-# Two workers suit two cores; each computes on one thread (tests/conftest.py).
+# A worker for each core, of which each computes on one thread (tests/conftest.py) and takes up to 5 GB.
+WORKERS ?= $(shell n=`nproc 2>/dev/null || echo 2`; [ $$n -lt 4 ] && echo $$n || echo 4)
+
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # verl and TRL bring half of the field with them and want versions of their own: they stay out of .venv and of the lock.
 interop: .cache/interop/.installed

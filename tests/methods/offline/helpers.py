@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from polopt.core import parts, spaces
-from polopt.data.dataset import Dataset
+from polopt.data.dataset import Dataset, DataTask
 from polopt.data.replay import Transitions
 from polopt.methods import registry
 
@@ -23,6 +25,19 @@ def logged(action_space=BOX, n: int = 12) -> Dataset:
     row = jnp.arange(n)
     observation, following = jax.random.normal(keys[1], (n, 2)), jax.random.normal(keys[2], (n, 2))
     return Dataset(observation, action, jax.random.normal(keys[3], (n,)), following, row == 4, row == n - 1, OBSERVATIONS, action_space)
+
+
+@functools.cache
+def begun(name: str, sizes: tuple, action_space=BOX):
+    """(state, batch) of a method with fields of those sizes, ((name, size), ...), that learns from windows of `logged`."""
+    method, data = parts.replace(registry.load(name)(None), dict(sizes)), logged(action_space)
+
+    @jax.jit
+    def make(key):
+        state = method.init(DataTask(data, 1), key)
+        return state, method.sample(data, method.rows(data), state.normaliser, jax.random.key(1))
+
+    return make(jax.random.key(0))
 
 
 def rule_and_batch(key: str, action_space=BOX, **changes):

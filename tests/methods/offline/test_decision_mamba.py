@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import array_api_compat
 import jax
 import jax.numpy as jnp
@@ -16,27 +14,15 @@ from polopt.data.dataset import DataTask
 from polopt.methods.offline.decision_mamba import decision_mamba, refined, refined_loss
 from polopt.methods.offline.decision_transformer import encoded_actions, sequence_loss
 from polopt.policies.cloned import LOG_STD, cloned
-from tests.methods.offline.helpers import BOX, logged, scattered
+from tests.methods.offline.helpers import BOX, begun, logged, scattered
 
 SIZES = {"rule.width": 8, "rule.layers": 1, "rule.context": 4, "rule.state_size": 3, "rule.reward_network.hidden": (8,), "batch_size": 16}
 
 
-@functools.cache
-def begun():
-    """(learner, batch) of windows of a small log."""
-    method, data = parts.replace(decision_mamba(None), SIZES), logged()
-
-    @jax.jit
-    def make(key):
-        state = method.init(DataTask(data, 1), key)
-        return state.learner, method.sample(data, method.rows(data), state.normaliser, jax.random.key(1))
-
-    return make(jax.random.key(0))
-
-
 def started(**changes):
     """(rule, learner, batch)."""
-    return parts.replace(decision_mamba(None), {**SIZES, **changes}).rule, *begun()
+    state, batch = begun("decision_mamba", tuple(SIZES.items()))
+    return parts.replace(decision_mamba(None), {**SIZES, **changes}).rule, state.learner, batch
 
 
 @jax.jit

@@ -17,23 +17,10 @@ from polopt.core import parts, spaces
 from polopt.data.dataset import DataTask
 from polopt.methods.offline.doc import categorical, doc, information
 from polopt.policies.latents import CategoricalLatent, GaussianLatent, LatentPolicy
-from tests.methods.offline.helpers import logged
+from tests.methods.offline.helpers import begun, logged
 
 SIZES = {"rule.history": 2, "rule.future": 2, "rule.width": 8, "rule.layers": 1, "rule.network.hidden": (8,), "rule.samples": 4, "batch_size": 8}
 CHANCES, GOOD = np.array([0.3, 0.7]), 0.1  # of a reward of 1 from either arm; how often the log takes the better one
-
-
-@functools.cache
-def begun():
-    """(state, batch) of windows of a small log."""
-    method, data = parts.replace(doc(None), SIZES), logged(spaces.Discrete(2))
-
-    @jax.jit
-    def make(key):
-        state = method.init(DataTask(data, 1), key)
-        return state, method.sample(data, method.rows(data), state.normaliser, jax.random.key(1))
-
-    return make(jax.random.key(0))
 
 
 @jax.jit
@@ -115,7 +102,7 @@ def test_other_arrays_have_the_same_information():
 
 def test_who_moves_whom():
     """Values and prior move nothing but themselves, beta is the encoder's alone, and without a word of the latent's energy there is no luck in it."""
-    state, batch = begun()
+    state, batch = begun("doc", tuple(SIZES.items()), spaces.Discrete(2))
     (metrics, once), (_, twice), (_, none) = (judged(beta, state.learner, batch) for beta in (1.0, 2.0, 0.0))
     told = once[2].told
     nothing = jax.tree.map(jnp.zeros_like, state.learner.extra.energies.told)
@@ -131,7 +118,7 @@ def test_who_moves_whom():
 
 
 def test_the_encoder_sees_the_future_and_the_policy_does_not():
-    state, batch = begun()
+    state, batch = begun("doc", tuple(SIZES.items()), spaces.Discrete(2))
     actor, encoder = state.learner.actor, state.learner.extra.encoder
     states, steps, mask = batch.inputs[0][0], jnp.arange(3), jnp.ones(3)
     actions = jax.nn.one_hot(batch.action[0], 2)

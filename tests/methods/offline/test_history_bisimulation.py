@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from polopt.critics.latent_model import Outlook
 from polopt.data.dataset import DataTask
 from polopt.methods.offline.history_bisimulation import behavioural_distance, bisimulation_loss, history_bisimulation
 from polopt.policies.histories import tokens
-from tests.methods.offline.helpers import logged
+from tests.methods.offline.helpers import begun, logged
 
 SIZES = {
     "rule.host.network.hidden": (8,),
@@ -29,19 +27,6 @@ SIZES = {
 
 def outlook(reward, mean, std) -> Outlook:
     return Outlook(jnp.float32(reward), jnp.array(mean), jnp.log(jnp.array(std)))
-
-
-@functools.cache
-def begun():
-    """(data, state, batch) of windows of a small log."""
-    method, data = parts.replace(history_bisimulation(None), SIZES), logged(spaces.Discrete(2))
-
-    @jax.jit
-    def make(key):
-        state = method.init(DataTask(data, 1), key)
-        return state, method.sample(data, method.rows(data), state.normaliser, jax.random.key(1))
-
-    return data, *make(jax.random.key(0))
 
 
 def rule(**changes):
@@ -136,7 +121,7 @@ def test_the_distance_is_held_fixed():
 
 def test_without_weight_it_is_the_host():
     """Oracle 5: alpha_b = eta = 0 leaves the host's gradient in the values and the encoder; with a weight only the encoder's changes."""
-    _, state, batch = begun()
+    state, batch = begun("history_bisimulation", tuple(SIZES.items()), spaces.Discrete(2))
     bare, host = judged(rule(**{"rule.bisimulation": 0.0, "rule.grounding": 0.0}), state.learner, batch), jax.jit(host_slope)(state.learner, batch)
     for x, y in zip(jax.tree.leaves(bare[2][0]), jax.tree.leaves(host)):
         np.testing.assert_allclose(x, y, atol=1e-6)
@@ -153,7 +138,7 @@ def test_without_weight_it_is_the_host():
 
 
 def test_what_is_before_an_episode_is_no_part_of_its_history():
-    _, state, batch = begun()
+    state, batch = begun("history_bisimulation", tuple(SIZES.items()), spaces.Discrete(2))
     inside = batch.mask > 0
     other = batch._replace(inputs=(jnp.where(inside[..., None], batch.inputs[0], 9.0), ()), action=jnp.where(inside, batch.action, 1))
     assert float(batch.mask.min()) == 0.0
@@ -168,7 +153,7 @@ def test_tokens_by_hand():
 
 def test_the_deployed_history_is_that_of_training():
     """Along an episode the policy takes the action of the highest value of the window's last history."""
-    data, state, _ = begun()
+    data, (state, _) = logged(spaces.Discrete(2)), begun("history_bisimulation", tuple(SIZES.items()), spaces.Discrete(2))
     of = rule()
     policy, critic = of.policy(state.learner, state.normaliser), state.learner.critic
     seen = [policy.normaliser(o)[0] for o in np.asarray(data.observation)[5:11]]
