@@ -78,6 +78,11 @@ def test_a_reader_that_goes_away_is_no_defect():
     assert done.stdout == "Proximal Policy Optimization Algorithms.\n" and not done.stderr
 
 
+def test_it_is_a_module_that_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "polopt", "trian"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "polopt: there is no command 'trian'. Did you mean `polopt train`?\n"
+
+
 def test_show_has_equations_parts_defaults_and_bibtex(capsys):
     code, out, _ = polopt_says(capsys, "show", "ppo")
     assert code == 0

@@ -60,16 +60,12 @@ def entries(family: str | None = None) -> list[Entry]:
     found = []
     for name in known if family is None else [family]:
         for path in sorted((ROOT / name).glob("[!_]*.py")):
-            found.append(_entry(path))
+            with path.open() as file:
+                head = _HEAD.match(file.read(1500))
+            if head is None:
+                raise ValueError(f"{path.name} does not start with a title, then authors, year and source; see CONTRIBUTING.md.")
+            found.append(Entry(path.stem, name, head["title"], head["authors"], int(head["year"]), head["arxiv"]))
     return found
-
-
-def _entry(path: Path) -> Entry:
-    with path.open() as file:
-        head = _HEAD.match(file.read(1500))
-    if head is None:
-        raise ValueError(f"{path.name} does not start with a title, then authors, year and source; see CONTRIBUTING.md.")
-    return Entry(path.stem, path.parent.name, head["title"], head["authors"], int(head["year"]), head["arxiv"])
 
 
 def families() -> list[str]:
@@ -79,12 +75,12 @@ def families() -> list[str]:
 def find(name: str) -> Entry:
     """The entry of a key, or of `key:variant`."""
     key = name.partition(":")[0]
-    for family in families() if re.fullmatch(r"[a-z]\w*", key) else []:
-        if (path := ROOT / family / f"{key}.py").exists():
-            return _entry(path)
-    near = difflib.get_close_matches(key.lower(), [entry.key for entry in entries()], n=3, cutoff=0.5)
-    hint = f"Did you mean {', '.join(near)}?" if near else "See `polopt list`."
-    raise UnknownMethod(f"There is no method {key!r}. {hint}")
+    known = {entry.key: entry for entry in entries()}
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        hint = f"Did you mean {', '.join(near)}?" if near else "See `polopt list`."
+        raise UnknownMethod(f"There is no method {key!r}. {hint}")
+    return known[key]
 
 
 def composition(function: Callable) -> Callable:
