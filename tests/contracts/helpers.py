@@ -136,7 +136,8 @@ def _spoken_for(name: str, likeness) -> None:
 
 @functools.cache
 def _kind(name: str):
-    return type(registry.load(name)(None)), takes(name)
+    """The loop under whatever a paper has derived from it, and what it learns from."""
+    return type(registry.load(name)(None)).__mro__[-2], takes(name)
 
 
 @functools.cache
