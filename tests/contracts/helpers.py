@@ -247,8 +247,8 @@ def small(name: str, on, sizes=SMALL, **changes):
 
 
 def steady(name: str, on, sizes=SMALL):
-    """`small`, with Adam's epsilon so large that rounding is not made into steps where a gradient is nothing."""
-    return small(name, on, sizes | ({"step_rule.epsilon": 1e-2, "fit.step.epsilon": 1e-2} if writes(name) else {}))
+    """`small`, with damping and Adam's epsilon so large that rounding is not made into steps where a curvature or a gradient is nothing."""
+    return small(name, on, sizes | {"damping": 1.0} | ({"step_rule.epsilon": 1e-2, "fit.step.epsilon": 1e-2} if writes(name) else {}))
 
 
 _compiled: dict = {}
