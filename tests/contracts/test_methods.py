@@ -328,6 +328,8 @@ def _outcome(method, on):
 
 
 _ABSENT = object()
+
+
 def _remembered(function):
     """`function` of a method and a task, called once for each."""
     found: dict = {}
